@@ -1,0 +1,73 @@
+"""Offline reinforcement learning whose compute is dialled at run time.
+
+The public names load on first use: worker processes and `sorl --help` import this package too and
+must not pay for JAX.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sorl.algorithms.sorl import SORL
+    from sorl.data.dataset import Dataset
+    from sorl.data.generate import generate
+    from sorl.data.sources import load_dataset
+    from sorl.deployment.policy import Policy
+    from sorl.errors import InputError
+    from sorl.evaluation import evaluate
+    from sorl.jobs import Job
+    from sorl.report.page import write_report
+    from sorl.runs import Run
+    from sorl.training import train
+    from sorl.types import Budget, Member, Spec, Transition
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "SORL": "sorl.algorithms.sorl",
+    "Budget": "sorl.types",
+    "Dataset": "sorl.data.dataset",
+    "InputError": "sorl.errors",
+    "Job": "sorl.jobs",
+    "Member": "sorl.types",
+    "Policy": "sorl.deployment.policy",
+    "Run": "sorl.runs",
+    "Spec": "sorl.types",
+    "Transition": "sorl.types",
+    "evaluate": "sorl.evaluation",
+    "generate": "sorl.data.generate",
+    "load_dataset": "sorl.data.sources",
+    "train": "sorl.training",
+    "write_report": "sorl.report.page",
+}
+
+__all__ = [
+    "SORL",
+    "Budget",
+    "Dataset",
+    "InputError",
+    "Job",
+    "Member",
+    "Policy",
+    "Run",
+    "Spec",
+    "Transition",
+    "__version__",
+    "evaluate",
+    "generate",
+    "load_dataset",
+    "train",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'sorl' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,87 @@
+"""What an algorithm and a policy are; the trainer and the evaluator know nothing more."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from typing import Any, ClassVar, Generic, TypeVar
+
+import equinox as eqx
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from sorl.types import Budget, Spec, Transition
+
+State = TypeVar("State")
+Metrics = Mapping[str, Float[Array, ""]]
+
+
+class AbstractPolicy(eqx.Module):
+    """A stochastic policy for ONE observation; callers vmap."""
+
+    @abc.abstractmethod
+    def sample(
+        self, observation: Float[Array, " observation_size"], *, steps: int, key: PRNGKeyArray
+    ) -> Float[Array, " action_size"]:
+        """Draw one action in [-1, 1] with `steps` sampling steps.
+
+        `steps` is a Python int: it decides the shape of the computation. A policy that has no
+        notion of steps ignores it.
+        """
+
+    @abc.abstractmethod
+    def check_steps(self, steps: int) -> None:
+        """Raise `InputError` when the policy cannot act in `steps` steps."""
+
+
+class AbstractScoredPolicy(AbstractPolicy):
+    """A policy with a verifier, so that best-of-N is possible."""
+
+    @abc.abstractmethod
+    def score(
+        self,
+        observation: Float[Array, " observation_size"],
+        action: Float[Array, " action_size"],
+        *,
+        steps: int,
+    ) -> Float[Array, ""]:
+        """Value of taking `action`, which the policy drew in `steps` steps; higher is better."""
+
+
+class AbstractAlgorithm(abc.ABC, Generic[State]):
+    """A learning rule. Its fields are its hyperparameters: hashable, static under jit.
+
+    Concrete algorithms are frozen dataclasses of plain numbers, strings and tuples. `init`,
+    `update` and `policy` are pure functions for one member (one task and one seed); the trainer
+    maps them over members.
+
+    Attributes:
+        presets: values of fields that are published for a dataset, by its name without version.
+        default_budget: the test-time compute that the method uses by itself.
+    """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]]
+    default_budget: ClassVar[Budget]
+
+    @abc.abstractmethod
+    def init(self, spec: Spec, *, key: PRNGKeyArray) -> State:
+        """A fresh training state: networks, targets and optimisers."""
+
+    @abc.abstractmethod
+    def update(
+        self,
+        state: State,
+        batch: Transition,
+        update_index: Int[Array, ""],
+        *,
+        key: PRNGKeyArray,
+    ) -> tuple[State, Metrics]:
+        """One gradient update from `batch` (leading axis: rows).
+
+        `update_index` counts updates from 0 and is the same for every member. Whatever decides
+        control flow is derived from it and never from `key`: under vmap a branch chosen by a
+        mapped value runs every branch.
+        """
+
+    @abc.abstractmethod
+    def policy(self, state: State) -> AbstractPolicy:
+        """The policy that `state` has learned."""

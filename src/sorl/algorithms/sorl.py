@@ -1,0 +1,431 @@
+"""SORL: scalable offline RL with shortcut models (arXiv 2505.22866).
+
+One network v_θ(s, x, t, κ) is, at every step size 1/k with κ = log2 k, the velocity of a flow
+from noise to actions. One stage of training, three losses:
+
+    flow matching      L_FM = mean (v_θ(s, x_t, t, log2 M) - (x1 - (1-e) x0))²
+    self-consistency   L_SC = mean (v_θ(s, x_t, t, κ) - stopgrad((v1 + v2)/2))²,
+                       v1, v2: two half steps of the target network θ̄
+    Q                  L_QL = -mean q / stopgrad(mean |q|),  q = mean over heads of Q_φ(s, π_k(s), k)
+    actor              L = 10 L_FM + 10 L_SC + q_loss_coef · L_QL
+    critic             L = mean (Q_φ(s, a, k) - stopgrad(r + γ · mask · agg Q_φ̄(s', π_k(s'), k)))²
+
+Pseudocode of one update (M = M^disc, B^ = M^BTT, `batch` of B rows):
+
+    k, k' ~ Uniform{1, 2, 4, ..., B^}                    one for the critic, one for the actor
+    φ ← φ - Adam(clip(∇φ critic loss with a' = π_k(s')))
+    θ ← θ - Adam(clip(∇θ actor loss; the gradient of L_QL runs through all k' steps))
+    θ̄ ← θ̄ + τ (θ - θ̄);  φ̄ ← φ̄ + τ (φ - φ̄)
+
+At test time: π_k for any k in {1, 2, 4, ..., M} and best-of-N with Q_φ(s, ·, k) as verifier.
+
+Departures from the paper: the critic may read the number of steps k of the policy it values
+(`critic_sees_steps`, as in the authors' experiments; the paper's equations do not show it).
+Ours: the actor's Q loss reads the critic after the critic's step of the same update; LayerNorm's
+epsilon is 1e-6.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from sorl.algorithm import AbstractAlgorithm, AbstractScoredPolicy, Metrics
+from sorl.errors import InputError
+from sorl.flows import (
+    Velocity,
+    euler_path,
+    euler_path_dynamic,
+    interpolate,
+    self_consistency_target,
+    stratified_levels,
+)
+from sorl.losses import Aggregation, aggregate, normalised_q_loss, td_target
+from sorl.nn import Critic, VelocityField
+from sorl.optim import adam, gradient_step, moving_average
+from sorl.types import Budget, Spec, Transition
+
+HEADS = 2
+
+# Decides the draws of k; the same for every member and every run, since k is control flow.
+STEPS_KEY_SEED = 2505
+
+
+class SORLPolicy(AbstractScoredPolicy):
+    """π_k with the critic as verifier.
+
+    Attributes:
+        velocity: the shortcut network.
+        critic: the online critic.
+        max_steps: M^disc, the finest discretisation that was trained.
+        target_aggregation: how the verifier combines the critic's heads.
+        critic_sees_steps: whether the critic reads k.
+    """
+
+    velocity: VelocityField
+    critic: Critic
+    max_steps: int = eqx.field(static=True)
+    target_aggregation: Aggregation = eqx.field(static=True)
+    critic_sees_steps: bool = eqx.field(static=True)
+
+    def check_steps(self, steps: int) -> None:
+        """Raise `InputError` unless `steps` is a power of two, at most M^disc."""
+        if steps < 1 or steps & (steps - 1) or steps > self.max_steps:
+            trained = ", ".join(str(2**i) for i in range(self.max_steps.bit_length()))
+            raise InputError(
+                f"This policy cannot act in {steps} sampling steps: it was trained with step sizes "
+                f"1/k for k in {{{trained}}}; choose one of these."
+            )
+
+    def sample(
+        self, observation: Float[Array, " observation_size"], *, steps: int, key: PRNGKeyArray
+    ) -> Float[Array, " action_size"]:
+        """Draw one action: `steps` Euler steps from Gaussian noise, clipped once at the end."""
+        action_size = self.velocity.mlp.layers[-1].bias.shape[-1]
+        noise = jax.random.normal(key, (action_size,))
+        return act_from_noise(self.velocity, observation, noise, steps=steps)
+
+    def score(
+        self,
+        observation: Float[Array, " observation_size"],
+        action: Float[Array, " action_size"],
+        *,
+        steps: int,
+    ) -> Float[Array, ""]:
+        """agg over heads of Q_φ(s, a, k)."""
+        extra = steps_input(jnp.asarray(steps, jnp.float32), self.critic_sees_steps)
+        return aggregate(self.critic(observation, action, *extra), self.target_aggregation)
+
+
+class SORLState(eqx.Module):
+    """Everything that training changes."""
+
+    actor: VelocityField
+    target_actor: VelocityField
+    critic: Critic
+    target_critic: Critic
+    actor_optimizer: optax.OptState
+    critic_optimizer: optax.OptState
+
+
+@dataclasses.dataclass(frozen=True)
+class SORL(AbstractAlgorithm[SORLState]):
+    """The hyperparameters of SORL; defaults are the paper's.
+
+    Args:
+        discretization: M^disc, finest number of sampling steps in training; a power of two.
+        backprop_steps: M^BTT, most steps the Q loss is backpropagated through; a power of two.
+        q_loss_coef: weight of the Q loss beside the two weights of 10.
+        discount: γ in [0, 1).
+        target_aggregation: agg, how heads are combined in targets and in the verifier.
+        critic_sees_steps: whether the critic reads k, the steps of the policy it values.
+        hidden: sizes of the hidden layers of every network.
+        actor_hidden: sizes for the actor alone; empty means as `hidden`.
+        learning_rate: of both Adams.
+        max_gradient_norm: global norm to which either gradient is clipped.
+        target_rate: τ of both target networks.
+        flow_matching_coef: weight of L_FM.
+        self_consistency_coef: weight of L_SC.
+    """
+
+    discretization: int = 8
+    backprop_steps: int = 8
+    q_loss_coef: float = 100.0
+    discount: float = 0.99
+    target_aggregation: Aggregation = "mean"
+    critic_sees_steps: bool = True
+    hidden: tuple[int, ...] = (512, 512, 512, 512)
+    actor_hidden: tuple[int, ...] = ()
+    learning_rate: float = 1e-4
+    max_gradient_norm: float = 1.0
+    target_rate: float = 0.005
+    flow_matching_coef: float = 10.0
+    self_consistency_coef: float = 10.0
+
+    # Table of the paper, per dataset; humanoidmaze and antsoccer differ from each other in γ alone.
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "antmaze-large-navigate": {"q_loss_coef": 500.0, "target_aggregation": "min"},
+        "antmaze-giant-navigate": {
+            "q_loss_coef": 500.0,
+            "discount": 0.995,
+            "target_aggregation": "min",
+        },
+        "humanoidmaze-medium-navigate": {"q_loss_coef": 100.0, "discount": 0.995},
+        "humanoidmaze-large-navigate": {"q_loss_coef": 500.0, "discount": 0.995},
+        "antsoccer-arena-navigate": {"q_loss_coef": 500.0, "discount": 0.995},
+        "cube-single-play": {"q_loss_coef": 10.0},
+        "cube-double-play": {"q_loss_coef": 50.0},
+        "scene-play": {"q_loss_coef": 100.0},
+    }
+    default_budget: ClassVar[Budget] = Budget(steps=4, best_of=1)
+
+    def __post_init__(self) -> None:
+        """Check what the equations assume."""
+        for name in ("discretization", "backprop_steps"):
+            value = getattr(self, name)
+            if value < 1 or value & (value - 1):
+                raise InputError(f"SORL {name}={value} must be a power of two: 1, 2, 4, 8, ...")
+        if self.backprop_steps > self.discretization:
+            raise InputError(
+                f"SORL backprop_steps={self.backprop_steps} is more than discretization="
+                f"{self.discretization}: the Q loss can only use step sizes that are trained."
+            )
+        if not 0 <= self.discount < 1:
+            raise InputError(f"SORL discount={self.discount} must be in [0, 1).")
+        if not self.hidden or any(size < 1 for size in (*self.hidden, *self.actor_hidden)):
+            raise InputError(
+                f"SORL hidden={self.hidden}, actor_hidden={self.actor_hidden}: give at least one "
+                "layer, each of 1 or more units."
+            )
+        if self.target_aggregation not in ("mean", "min"):
+            raise InputError(
+                f"SORL target_aggregation={self.target_aggregation!r} must be 'mean' or 'min'."
+            )
+        for name in ("learning_rate", "max_gradient_norm", "target_rate"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"SORL {name}={getattr(self, name)} must be above 0.")
+        for name in ("q_loss_coef", "flow_matching_coef", "self_consistency_coef"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"SORL {name}={getattr(self, name)} must be 0 or more.")
+
+    def init(self, spec: Spec, *, key: PRNGKeyArray) -> SORLState:
+        """Fresh networks; targets start as copies."""
+        actor_key, critic_key = jax.random.split(key)
+        actor = VelocityField(
+            spec.observation_size,
+            spec.action_size,
+            self.actor_hidden or self.hidden,
+            key=actor_key,
+        )
+        critic = Critic(
+            spec.observation_size,
+            spec.action_size,
+            int(self.critic_sees_steps),
+            self.hidden,
+            heads=HEADS,
+            key=critic_key,
+        )
+        optimizer = self._optimizer()
+        return SORLState(
+            actor=actor,
+            target_actor=actor,
+            critic=critic,
+            target_critic=critic,
+            actor_optimizer=optimizer.init(eqx.filter(actor, eqx.is_array)),
+            critic_optimizer=optimizer.init(eqx.filter(critic, eqx.is_array)),
+        )
+
+    def update(
+        self,
+        state: SORLState,
+        batch: Transition,
+        update_index: Int[Array, ""],
+        *,
+        key: PRNGKeyArray,
+    ) -> tuple[SORLState, Metrics]:
+        """One step of the critic, one of the actor, one of both averages."""
+        critic_key, behaviour_key, q_key = jax.random.split(key, 3)
+        critic_choice, actor_choice = self._choose_steps(update_index)
+        optimizer = self._optimizer()
+
+        steps = jnp.exp2(critic_choice).astype(jnp.int32)
+        target = self.critic_target(state, batch, steps, key=critic_key)
+        (critic_loss, q), gradient = eqx.filter_value_and_grad(self.critic_loss, has_aux=True)(
+            state.critic, batch, target, steps
+        )
+        critic, critic_optimizer, critic_norm = gradient_step(
+            optimizer, state.critic, state.critic_optimizer, gradient
+        )
+
+        (behaviour_loss, parts), gradient = eqx.filter_value_and_grad(
+            self.behaviour_loss, has_aux=True
+        )(state.actor, state.target_actor, batch, key=behaviour_key)
+        noise = jax.random.normal(q_key, batch.action.shape)
+        q_loss, q_gradient = self._q_loss_and_gradient(
+            state.actor, critic, batch.observation, noise, actor_choice
+        )
+        gradient = jax.tree.map(lambda a, b: a + self.q_loss_coef * b, gradient, q_gradient)
+        actor, actor_optimizer, actor_norm = gradient_step(
+            optimizer, state.actor, state.actor_optimizer, gradient
+        )
+
+        new_state = SORLState(
+            actor=actor,
+            target_actor=moving_average(state.target_actor, actor, rate=self.target_rate),
+            critic=critic,
+            target_critic=moving_average(state.target_critic, critic, rate=self.target_rate),
+            actor_optimizer=actor_optimizer,
+            critic_optimizer=critic_optimizer,
+        )
+        return new_state, {
+            "critic/loss": critic_loss,
+            "critic/q": jnp.mean(q),
+            "critic/gradient_norm": critic_norm,
+            "actor/loss": behaviour_loss + self.q_loss_coef * q_loss,
+            "actor/flow_matching_loss": parts[0],
+            "actor/self_consistency_loss": parts[1],
+            "actor/q_loss": q_loss,
+            "actor/gradient_norm": actor_norm,
+        }
+
+    def policy(self, state: SORLState) -> SORLPolicy:
+        """The online actor with the online critic as verifier."""
+        return SORLPolicy(
+            velocity=state.actor,
+            critic=state.critic,
+            max_steps=self.discretization,
+            target_aggregation=self.target_aggregation,
+            critic_sees_steps=self.critic_sees_steps,
+        )
+
+    def critic_target(
+        self, state: SORLState, batch: Transition, steps: Int[Array, ""], *, key: PRNGKeyArray
+    ) -> Float[Array, " batch"]:
+        """y = r + γ · mask · agg Q_φ̄(s', a', k) with a' ~ π_k(s') from the online actor."""
+        noise = jax.random.normal(key, batch.action.shape)
+        extra = steps_input(steps.astype(jnp.float32), self.critic_sees_steps)
+
+        def next_value(
+            observation: Float[Array, " observation_size"], x0: Float[Array, " action_size"]
+        ) -> Float[Array, ""]:
+            velocity = bind(state.actor, observation)
+            action = jnp.clip(euler_path_dynamic(velocity, x0, steps=steps), -1, 1)
+            values = state.target_critic(observation, action, *extra)
+            return aggregate(values, self.target_aggregation)
+
+        values = jax.vmap(next_value)(batch.next_observation, noise)
+        return td_target(batch.reward, batch.mask, values, discount=self.discount)
+
+    def critic_loss(
+        self,
+        critic: Critic,
+        batch: Transition,
+        target: Float[Array, " batch"],
+        steps: Int[Array, ""],
+    ) -> tuple[Float[Array, ""], Float[Array, "batch heads"]]:
+        """Mean over rows and heads of (Q_φ(s, a, k) - y)², and the values."""
+        extra = steps_input(steps.astype(jnp.float32), self.critic_sees_steps)
+        q = jax.vmap(lambda s, a: critic(s, a, *extra))(batch.observation, batch.action)
+        return jnp.mean((q - target[:, None]) ** 2), q
+
+    def behaviour_loss(
+        self,
+        actor: VelocityField,
+        target_actor: VelocityField,
+        batch: Transition,
+        *,
+        key: PRNGKeyArray,
+    ) -> tuple[Float[Array, ""], tuple[Float[Array, ""], Float[Array, ""]]]:
+        """10 L_FM + 10 L_SC in one forward pass of 2B rows, and (L_FM, L_SC)."""
+        rows = batch.action.shape[0]
+        noise_key, time_key = jax.random.split(key)
+        finest = int(math.log2(self.discretization))
+        flow_levels = jnp.full(rows, finest, jnp.int32)
+        if finest == 0:
+            levels, observation, action = flow_levels, batch.observation, batch.action
+        else:
+            levels = jnp.concatenate([flow_levels, stratified_levels(rows, finest)])
+            observation = jnp.concatenate([batch.observation, batch.observation])
+            action = jnp.concatenate([batch.action, batch.action])
+        noise = jax.random.normal(noise_key, action.shape)
+        slots = 2**levels
+        time = jax.random.randint(time_key, levels.shape, 0, slots) / slots
+        level = levels.astype(jnp.float32)
+        x, flow_target = jax.vmap(interpolate)(noise, action, time)
+        target = flow_target
+        if finest > 0:
+            consistent = jax.vmap(
+                lambda s, *where: self_consistency_target(bind(target_actor, s), *where)
+            )(observation[rows:], x[rows:], time[rows:], level[rows:])
+            target = jnp.concatenate([flow_target[:rows], jax.lax.stop_gradient(consistent)])
+        error = jnp.mean((jax.vmap(actor)(observation, x, time, level) - target) ** 2, axis=-1)
+        flow_matching = jnp.mean(error[:rows])
+        self_consistency = jnp.mean(error[rows:]) if finest > 0 else jnp.zeros(())
+        loss = (
+            self.flow_matching_coef * flow_matching + self.self_consistency_coef * self_consistency
+        )
+        return loss, (flow_matching, self_consistency)
+
+    def q_loss(
+        self,
+        actor: VelocityField,
+        critic: Critic,
+        observation: Float[Array, "batch observation_size"],
+        noise: Float[Array, "batch action_size"],
+        *,
+        steps: int,
+    ) -> Float[Array, ""]:
+        """L_QL with backpropagation through all `steps` steps; heads combined by their mean."""
+        extra = steps_input(jnp.asarray(steps, jnp.float32), self.critic_sees_steps)
+
+        def value(
+            s: Float[Array, " observation_size"], x0: Float[Array, " action_size"]
+        ) -> Float[Array, ""]:
+            return jnp.mean(critic(s, act_from_noise(actor, s, x0, steps=steps), *extra))
+
+        return normalised_q_loss(jax.vmap(value)(observation, noise))
+
+    def _q_loss_and_gradient(
+        self,
+        actor: VelocityField,
+        critic: Critic,
+        observation: Float[Array, "batch observation_size"],
+        noise: Float[Array, "batch action_size"],
+        choice: Int[Array, ""],
+    ) -> tuple[Float[Array, ""], VelocityField]:
+        # The gradient is taken inside each branch: a gradient through `switch` would save the
+        # intermediate values of every branch, whichever runs.
+        branches = [
+            functools.partial(
+                lambda steps, actor: eqx.filter_value_and_grad(self.q_loss)(
+                    actor, critic, observation, noise, steps=steps
+                ),
+                2**power,
+            )
+            for power in range(self._powers())
+        ]
+        return jax.lax.switch(choice, branches, actor)
+
+    def _choose_steps(
+        self, update_index: Int[Array, ""]
+    ) -> tuple[Int[Array, ""], Int[Array, ""]]:
+        """log2 k for the critic and, independently, for the actor; uniform over the powers."""
+        key = jax.random.fold_in(jax.random.key(STEPS_KEY_SEED), update_index)
+        choices = jax.random.randint(key, (2,), 0, self._powers())
+        return choices[0], choices[1]
+
+    def _powers(self) -> int:
+        return self.backprop_steps.bit_length()
+
+    def _optimizer(self) -> optax.GradientTransformation:
+        return adam(self.learning_rate, max_gradient_norm=self.max_gradient_norm)
+
+
+def bind(network: VelocityField, observation: Float[Array, " observation_size"]) -> Velocity:
+    """The velocity over actions alone, for one observation."""
+    return functools.partial(network, observation)
+
+
+def act_from_noise(
+    network: VelocityField,
+    observation: Float[Array, " observation_size"],
+    noise: Float[Array, " action_size"],
+    *,
+    steps: int,
+) -> Float[Array, " action_size"]:
+    """π_k(s) as a function of its noise; a clipped entry passes no gradient."""
+    return jnp.clip(euler_path(bind(network, observation), noise, steps=steps), -1, 1)
+
+
+def steps_input(steps: Float[Array, ""], sees_steps: bool) -> tuple[Float[Array, ""], ...]:
+    """What the critic reads beside s and a: the raw k, or nothing."""
+    return (steps,) if sees_steps else ()

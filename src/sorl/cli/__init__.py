@@ -1,0 +1,84 @@
+"""The command line: `sorl generate`, `train`, `resume`, `evaluate`, `report`, `info`.
+
+Each command is a thin file of its own and imports what it needs only when it runs, so that
+`sorl --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import sorl
+from sorl.errors import InputError
+
+COMMANDS = {
+    "generate": "make an OGBench data set from scripted experts, without a download",
+    "train": "train an algorithm on logged data, all tasks and seeds together",
+    "resume": "go on with a run that was stopped or killed",
+    "evaluate": "roll a run's policies out at any budgets",
+    "report": "draw one or more runs as a single HTML page",
+    "info": "describe a run, a policy or a data file",
+}
+
+_EXAMPLE = """\
+  sorl generate cube-single-play-v0 --out data
+  sorl train sorl --env cube-single-play-singletask-v0 --data data/cube-single-play-v0.npz \\
+      --updates 150000 --seeds 2 --hidden 256 256 256 --out runs/cube
+  sorl evaluate runs/cube --budgets 1x1 4x1 4x8
+  sorl report runs/cube --out report.html"""
+
+
+def main() -> None:
+    """Run the command line and exit: 0 done, 2 bad input, 130 interrupted."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command; the exit code is returned, errors are one sentence on stderr."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_help())
+        return 0 if arguments else 2
+    if arguments[0] in ("-V", "--version"):
+        print(f"sorl {sorl.__version__}")
+        return 0
+    name = arguments[0]
+    if name not in COMMANDS:
+        print(f"sorl: there is no command {name!r}: use {', '.join(COMMANDS)}.", file=sys.stderr)
+        return 2
+    try:
+        importlib.import_module(f"sorl.cli.{name}").run(list(arguments[1:]))
+    except InputError as error:
+        print(f"sorl {name}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"sorl {name}: interrupted.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output went away (`sorl info ... | head`): nothing to say, nor to whom.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return 0
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        [
+            f"sorl {sorl.__version__}: offline reinforcement learning whose compute is dialled at "
+            "run time.",
+            "",
+            "usage: sorl COMMAND ...   (`sorl COMMAND --help` tells all of its options)",
+            "",
+            *lines,
+            "",
+            "A budget is written steps x best-of: 4x8 draws 8 candidates in 4 sampling steps each",
+            "and acts with the one that the critic likes best.",
+            "",
+            "for example:",
+            _EXAMPLE,
+        ]
+    )

@@ -1,0 +1,81 @@
+"""`sorl evaluate RUN`: roll a run's policies out at any budgets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import tyro
+
+
+def run(arguments: list[str]) -> None:
+    """Parse and evaluate."""
+    tyro.cli(_evaluate, prog="sorl evaluate", args=arguments)
+
+
+def _evaluate(
+    run: tyro.conf.Positional[Path],
+    budgets: tuple[str, ...] = ("1x1", "4x1", "4x8"),
+    episodes: int = 50,
+    seed: int = 0,
+    workers: int | None = None,
+    json: bool = False,
+    save: bool = False,
+) -> None:
+    """Success, return, length and latency of every task and seed of a run at every budget.
+
+    The same command gives the same scores. A budget is written steps x best-of.
+
+    Args:
+        run: folder of the run.
+        budgets: budgets to evaluate, for example 1x1 4x1 4x8.
+        episodes: episodes for each budget, task and seed.
+        seed: seed of the episodes' starts and of the sampling noise.
+        workers: processes that step environments; without it one a core.
+        json: print JSON instead of a table.
+        save: add scores of new budgets to the run's evaluations.csv, where reports find them.
+    """
+    import json as json_module
+
+    from rich.console import Console
+
+    from sorl.console import score_table, show_episodes
+    from sorl.deployment.policy import load_stacked
+    from sorl.deployment.storage import policy_folder, read_policy
+    from sorl.errors import InputError
+    from sorl.evaluation import evaluate
+    from sorl.runs import Run
+    from sorl.types import Budget
+
+    wanted = [Budget.parse(text) for text in budgets]
+    opened = Run.open(run)
+    environment = opened.config.get("environment")
+    if environment is None:
+        raise InputError(f"{run} was trained without an environment: there is none to act in.")
+    policies, members = load_stacked(run)
+    update = read_policy(policy_folder(run, members[0])).update
+    with show_episodes() as on_progress:
+        results = evaluate(
+            policies,
+            members,
+            environment,
+            budgets=wanted,
+            episodes=episodes,
+            workers=workers,
+            seed=seed,
+            on_progress=on_progress,
+        )
+    rows = [{"update": update, **result.row()} for result in results]
+    if save:
+        with opened.locked():
+            there = {(r["update"], r["task"], r["seed"], r["budget"]) for r in opened.evaluations()}
+            opened.append_evaluations(
+                row
+                for row in rows
+                if (row["update"], row["task"], row["seed"], row["budget"]) not in there
+            )
+    if json:
+        answer = {"run": str(run), "environment": environment, "update": update, "results": rows}
+        print(json_module.dumps(answer, indent=2))
+        return
+    title = f"{run}, update {update:,}: {len(members)} x {episodes} episodes a budget"
+    Console(highlight=False).print(score_table(rows, title))

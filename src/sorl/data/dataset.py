@@ -1,0 +1,265 @@
+"""A logged data set on the device, and uniform sampling of its transitions.
+
+Rows are kept as OGBench stores them (arXiv 2410.20092): an episode of T steps has T + 1 rows, the
+last of which has no successor. The next observation of row i is row i + 1, so it is held once. All
+tasks of one environment share observations and actions; they differ in rewards and masks alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from sorl.data.checks import check_arrays
+from sorl.errors import InputError
+from sorl.types import Spec, Transition
+
+ACTION_LIMIT = 1 - 1e-5
+"""Actions are clipped to this magnitude: oracles log entries at exactly 1 and -1."""
+
+
+@dataclass(frozen=True)
+class TaskStatistics:
+    """Rewards of one task over all transitions.
+
+    Args:
+        task: number of the task.
+        reward_min: smallest reward.
+        reward_mean: mean reward.
+        reward_max: largest reward.
+        success_rows: transitions whose mask is 0, that is whose observation solves the task.
+    """
+
+    task: int
+    reward_min: float
+    reward_mean: float
+    reward_max: float
+    success_rows: int
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What a data set consists of.
+
+    Args:
+        rows: rows, including the last one of each episode.
+        episodes: episodes.
+        transitions: rows that have a successor in their episode: `rows - episodes`.
+        episode_length_min: transitions of the shortest episode.
+        episode_length_mean: transitions of an episode on average.
+        episode_length_max: transitions of the longest episode.
+        action_saturation: share in [0, 1] of action entries at the limit, over all transitions.
+        tasks: rewards, one entry a task.
+    """
+
+    rows: int
+    episodes: int
+    transitions: int
+    episode_length_min: int
+    episode_length_mean: float
+    episode_length_max: int
+    action_saturation: float
+    tasks: tuple[TaskStatistics, ...]
+
+
+class Dataset(eqx.Module):
+    """Logged experience as device arrays; a pytree, so compiled functions take it as an argument.
+
+    Make one with `Dataset.from_arrays` or `load_dataset`; both check everything.
+
+    Attributes:
+        observations: every row's observation.
+        actions: every row's action, clipped to `ACTION_LIMIT` in magnitude.
+        rewards: r(s, a) of each task.
+        masks: false where the task is solved, so that nothing is bootstrapped.
+        ends: true on the last row of each episode.
+        valid_rows: rows that have a successor in their episode; only they are sampled.
+        tasks: number of each task; 0 where the data know no tasks.
+    """
+
+    observations: Float[Array, "rows observation_size"]
+    actions: Float[Array, "rows action_size"]
+    rewards: Float[Array, "tasks rows"]
+    masks: Bool[Array, "tasks rows"]
+    ends: Bool[Array, " rows"]
+    valid_rows: Int[Array, " transitions"]
+    tasks: tuple[int, ...] = eqx.field(static=True)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        observations: npt.ArrayLike,
+        actions: npt.ArrayLike,
+        terminals: npt.ArrayLike,
+        rewards: npt.ArrayLike,
+        masks: npt.ArrayLike,
+        tasks: Sequence[int] = (0,),
+        *,
+        source: str = "data",
+    ) -> Dataset:
+        """Check NumPy arrays and put them on the default device.
+
+        Args:
+            observations: floating point, shape `[rows, observation_size]`, finite.
+            actions: floating point, shape `[rows, action_size]`, in [-1, 1].
+            terminals: 1 on the last row of each episode, else 0, shape `[rows]`. The very last
+                row must be one, and no episode may consist of a single row. They say nothing
+                about success: that is what `masks` are for.
+            rewards: r(s, a), shape `[tasks, rows]`.
+            masks: 0 where the task is solved, else 1, shape `[tasks, rows]`.
+            tasks: different whole numbers from 0 on, one for each row of `rewards`.
+            source: file or origin that error messages begin with.
+
+        Raises:
+            InputError: wrong type, shape or length, a value that is not finite or out of range,
+                no episode ends, an empty set; see `sorl.data.checks.check_arrays`.
+        """
+        logged = check_arrays(
+            observations, actions, terminals, rewards, masks, tasks, source=source
+        )
+        return cls(
+            observations=jnp.array(logged.observations),
+            actions=jnp.array(np.clip(logged.actions, -ACTION_LIMIT, ACTION_LIMIT)),
+            rewards=jnp.array(logged.rewards),
+            masks=jnp.array(logged.masks),
+            ends=jnp.array(logged.ends),
+            valid_rows=jnp.array(np.flatnonzero(~logged.ends).astype(np.int32)),
+            tasks=logged.tasks,
+        )
+
+    @property
+    def spec(self) -> Spec:
+        """Sizes of one observation and one action."""
+        return Spec(
+            observation_size=self.observations.shape[-1], action_size=self.actions.shape[-1]
+        )
+
+    def transition(self, row_index: Int[Array, ""], task_index: Int[Array, ""] | int) -> Transition:
+        """One transition; callers vmap.
+
+        Args:
+            row_index: a row that has a successor, that is one of `valid_rows`.
+            task_index: position in `tasks` (not the task's number).
+
+        Returns:
+            The transition that starts at that row. On the last one of an episode
+            `next_action_mask` is 0: logs hold no action there in general, and `next_action` is
+            whatever the episode's last row holds, which is finite.
+        """
+        here, after = row_index, row_index + 1
+        both = jnp.stack([here, after])
+        # The rows are valid by contract, so the gather needs no handling of bad indices.
+        observation, next_observation = self.observations.at[both].get(mode="promise_in_bounds")
+        action, next_action = self.actions.at[both].get(mode="promise_in_bounds")
+        return Transition(
+            observation=observation,
+            action=action,
+            reward=self.rewards[task_index, here],
+            mask=self.masks[task_index, here].astype(jnp.float32),
+            next_observation=next_observation,
+            next_action=next_action,
+            next_action_mask=1 - self.ends[after].astype(jnp.float32),
+        )
+
+    def sample(
+        self, key: PRNGKeyArray, task_index: Int[Array, ""] | int, batch_size: int
+    ) -> Transition:
+        """Transitions drawn uniformly, with replacement; made to run inside a compiled update.
+
+        Args:
+            key: random key of this draw.
+            task_index: position in `tasks` (not the task's number); may be traced and vmapped.
+            batch_size: number of transitions, at least 1.
+
+        Returns:
+            The transitions, with a leading axis of `batch_size`.
+
+        Raises:
+            InputError: `batch_size` is below 1.
+        """
+        if batch_size < 1:
+            raise InputError(f"Batch size {batch_size} is not possible: give at least 1.")
+        places = jax.random.randint(key, (batch_size,), 0, self.valid_rows.shape[0])
+        rows = self.valid_rows[places]
+        return jax.vmap(self.transition, in_axes=(0, None))(rows, task_index)
+
+    def select_tasks(self, tasks: Sequence[int]) -> Dataset:
+        """The same data with the rewards and masks of these tasks only, in this order.
+
+        Args:
+            tasks: numbers of tasks, each among `self.tasks` and named once.
+
+        Raises:
+            InputError: the data do not hold one of them, one is named twice, or none is named.
+        """
+        for task in tasks:
+            if task not in self.tasks:
+                raise InputError(
+                    f"The data hold no rewards of task {task}; they hold task(s) "
+                    f"{', '.join(map(str, self.tasks))}."
+                )
+        if not tasks or len(set(tasks)) < len(tasks):
+            raise InputError(f"Tasks {tuple(tasks)} are not possible: name each task once.")
+        places = np.array([self.tasks.index(task) for task in tasks])
+        return Dataset(
+            observations=self.observations,
+            actions=self.actions,
+            rewards=self.rewards[places],
+            masks=self.masks[places],
+            ends=self.ends,
+            valid_rows=self.valid_rows,
+            tasks=tuple(tasks),
+        )
+
+    def statistics(self) -> Statistics:
+        """Count and summarise, on the host; the last row of each episode counts only as a row."""
+        valid = np.asarray(self.valid_rows)
+        lengths = np.diff(np.flatnonzero(np.asarray(self.ends)), prepend=-1) - 1
+        limit = np.float32(ACTION_LIMIT)
+        rewards, masks = np.asarray(self.rewards), np.asarray(self.masks)
+        return Statistics(
+            rows=self.observations.shape[0],
+            episodes=len(lengths),
+            transitions=len(valid),
+            episode_length_min=int(lengths.min()),
+            episode_length_mean=float(lengths.mean()),
+            episode_length_max=int(lengths.max()),
+            action_saturation=float((np.abs(np.asarray(self.actions)[valid]) >= limit).mean()),
+            tasks=tuple(
+                TaskStatistics(
+                    task=task,
+                    reward_min=float(reward[valid].min()),
+                    reward_mean=float(reward[valid].mean(dtype=np.float64)),
+                    reward_max=float(reward[valid].max()),
+                    success_rows=int(np.count_nonzero(~mask[valid])),
+                )
+                for task, reward, mask in zip(self.tasks, rewards, masks, strict=True)
+            ),
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over every array's shape and content and the task numbers, in hexadecimal.
+
+        It depends on nothing else: neither file nor date nor machine. Reads everything once.
+        """
+        digest = hashlib.sha256(repr(self.tasks).encode())
+        for name, array, kind in (
+            ("observations", self.observations, "<f4"),
+            ("actions", self.actions, "<f4"),
+            ("ends", self.ends, "?"),
+            ("rewards", self.rewards, "<f4"),
+            ("masks", self.masks, "?"),
+        ):
+            digest.update(f"{name} {array.shape}".encode())
+            content = np.ascontiguousarray(np.asarray(array).astype(kind, copy=False))
+            digest.update(content.view(np.uint8).data)
+        return digest.hexdigest()

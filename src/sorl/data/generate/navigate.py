@@ -1,0 +1,56 @@
+"""One episode of type "navigate": a point walks to one random goal after another."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from sorl.data.generate.protocols import NavigateProtocol
+from sorl.data.generate.rows import Rows, Step, stack_rows
+
+
+def roll_navigate_episode(
+    environment: gymnasium.Env[Any, Any], protocol: NavigateProtocol, seed: int
+) -> Rows:
+    """Roll one episode.
+
+    `seed` is the environment's. Goals, starts and noise come from NumPy's global generator, which
+    the caller seeds, because the maze itself draws from it.
+    """
+    maze: Any = environment.unwrapped
+    cells = list(zip(*np.nonzero(maze.maze_map == 0), strict=True))
+    goals = [cell for cell in cells if not _is_corridor(maze.maze_map, *cell)]
+
+    def draw(choices: list) -> tuple[int, int]:
+        return choices[np.random.randint(len(choices))]  # noqa: NPY002
+
+    maze.action_space.seed(seed)
+    task = {"init_ij": draw(cells), "goal_ij": draw(goals)}
+    observation, _ = environment.reset(seed=seed, options={"task_info": task})
+    steps: list[Step] = []
+    done = False
+    while not done:
+        position = maze.get_xy()
+        subgoal, _ = maze.get_oracle_subgoal(position, maze.cur_goal_xy)
+        direction = subgoal - position
+        direction = direction / (np.linalg.norm(direction) + 1e-6)
+        noise = np.random.normal(0.0, protocol.noise, direction.shape)  # noqa: NPY002
+        action = np.clip(direction + noise, -1.0, 1.0)
+        next_observation, _, terminated, truncated, info = environment.step(action)
+        done = terminated or truncated
+        steps.append((observation, action, done, info))
+        observation = next_observation
+        if info["success"]:
+            maze.set_goal(goal_xy=maze.add_noise(maze.ij_to_xy(draw(goals))))
+    return stack_rows(steps)
+
+
+def _is_corridor(maze_map: np.ndarray, i: int, j: int) -> bool:
+    """Whether a free cell is a piece of a straight corridor: open on two opposite sides alone."""
+    up, down, left, right = (
+        maze_map[i + di, j + dj] == 0 for di, dj in ((-1, 0), (1, 0), (0, -1), (0, 1))
+    )
+    vertical, horizontal = up and down, left and right
+    return bool((vertical and not left and not right) or (horizontal and not up and not down))

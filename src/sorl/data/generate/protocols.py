@@ -1,0 +1,81 @@
+"""What each data set that can be generated consists of: one frozen record a name."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from sorl.errors import InputError
+
+
+@dataclass(frozen=True)
+class PlayProtocol:
+    """How a manipulation set of type "play" is collected (OGBench, arXiv 2410.20092).
+
+    A scripted oracle carries out one random target after another; nothing but its length ends an
+    episode.
+    """
+
+    environment: str
+    """Gymnasium identifier of the environment, without a task."""
+    episodes: int
+    """Published number of training episodes."""
+    rows: int = 1001
+    """Rows of one episode, which are its steps; the last has no successor in the data."""
+    stack_probability: tuple[float, float] = (0.5, 0.5)
+    """Range of the probability, drawn once an episode, that a cube goes on top of another."""
+    always_closed_gripper: bool = False
+    """Whether buttons are pressed with the gripper closed all the time (puzzle)."""
+    discard_lost_cube: bool = False
+    """Whether an episode whose cube got out of reach is thrown away and retried (scene)."""
+
+
+@dataclass(frozen=True)
+class NavigateProtocol:
+    """How a point-maze set of type "navigate" is collected (OGBench, arXiv 2410.20092).
+
+    The point walks to one random goal after another in breadth-first direction, with Gaussian
+    noise.
+    """
+
+    environment: str
+    """Gymnasium identifier of the environment, without a task."""
+    episodes: int
+    """Published number of training episodes."""
+    rows: int = 1001
+    """Rows of one episode, which are its steps; the last has no successor in the data."""
+    noise: float = 0.5
+    """Standard deviation of the noise added to each entry of the action."""
+
+
+Protocol: TypeAlias = PlayProtocol | NavigateProtocol
+
+PROTOCOLS: dict[str, Protocol] = {
+    "cube-single-play-v0": PlayProtocol("cube-single-v0", 1000, stack_probability=(0.0, 0.0)),
+    "cube-double-play-v0": PlayProtocol("cube-double-v0", 1000, stack_probability=(0.0, 0.25)),
+    "cube-triple-play-v0": PlayProtocol("cube-triple-v0", 3000, stack_probability=(0.05, 0.35)),
+    "cube-quadruple-play-v0": PlayProtocol("cube-quadruple-v0", 5000, stack_probability=(0.1, 0.5)),
+    "scene-play-v0": PlayProtocol("scene-v0", 1000, discard_lost_cube=True),
+    "puzzle-3x3-play-v0": PlayProtocol("puzzle-3x3-v0", 1000, always_closed_gripper=True),
+    "puzzle-4x4-play-v0": PlayProtocol("puzzle-4x4-v0", 1000, always_closed_gripper=True),
+    "puzzle-4x5-play-v0": PlayProtocol("puzzle-4x5-v0", 3000, always_closed_gripper=True),
+    "puzzle-4x6-play-v0": PlayProtocol("puzzle-4x6-v0", 5000, always_closed_gripper=True),
+    "pointmaze-medium-navigate-v0": NavigateProtocol("pointmaze-medium-v0", 1000),
+    "pointmaze-large-navigate-v0": NavigateProtocol("pointmaze-large-v0", 1000),
+    "pointmaze-giant-navigate-v0": NavigateProtocol("pointmaze-giant-v0", 500, rows=2001),
+}
+"""Every set that can be generated, by its name."""
+
+
+def find_protocol(name: str) -> Protocol:
+    """The protocol of a data set.
+
+    Raises:
+        InputError: no such set can be generated; the message names what comes nearest.
+    """
+    if name in PROTOCOLS:
+        return PROTOCOLS[name]
+    near = difflib.get_close_matches(name, PROTOCOLS, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(PROTOCOLS)}."
+    raise InputError(f"No data set called {name!r} can be generated: {hint}")

@@ -1,0 +1,153 @@
+"""Where data come from: an OGBench name, looked up locally and then downloaded, or a file.
+
+OGBench's files hold no rewards; `sorl.data.relabel` computes them for each task. Other files may
+hold their own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from sorl.data.archive import ArchiveReader
+from sorl.data.dataset import Dataset
+from sorl.data.download import download
+from sorl.data.names import EnvironmentName
+from sorl.data.relabel import Relabeller
+from sorl.errors import InputError
+
+DEFAULT_FOLDER = Path("~/.ogbench/data")
+"""Where ogbench itself keeps its data."""
+
+
+def load_dataset(
+    environment: str | None = None,
+    *,
+    data: Path | None = None,
+    tasks: Sequence[int] | None = None,
+    validation: bool = False,
+    folder: Path | None = None,
+) -> Dataset:
+    """Load a data set with the rewards of one or several tasks.
+
+    Args:
+        environment: OGBench name such as `cube-single-play-singletask-v0`. May be left out where
+            `data` hold rewards and masks themselves.
+        data: exactly this `.npz` file. Without it, `NAME.npz` is looked for in `folder` and
+            downloaded to it if it is missing.
+        tasks: numbers of the tasks whose rewards are wanted; by default the one that
+            `environment` names.
+        validation: load OGBench's validation set, `NAME-val.npz`, instead of the training set.
+        folder: OGBench's data folder, by default `~/.ogbench/data`.
+
+    Returns:
+        The data on the default device. A file with its own `rewards` and `masks` (each
+        `[rows]`, r(s, a) and 0 on success) that lacks `qpos`, or is loaded without an
+        environment, keeps them; its only task is the environment's, or 0 without one.
+
+    Raises:
+        InputError: unknown name or task, missing, unreadable or damaged file, arrays that fail
+            `Dataset.from_arrays`, or data that do not belong to the environment.
+    """
+    name = None if environment is None else EnvironmentName.parse(environment)
+    numbers = _task_numbers(name, tasks)
+    if data is not None:
+        if validation:
+            raise InputError(
+                "The validation set is found by its name, not beside a file: leave out the file, "
+                f"or give the validation file itself instead of {data}."
+            )
+        path = Path(data).expanduser()
+    elif name is not None:
+        path = _locate(name.dataset, validation=validation, folder=folder)
+    else:
+        raise InputError("Give the name of an environment, a data file, or both.")
+
+    reader = ArchiveReader(path)
+    reader.require("observations", "actions", "terminals")
+    has_rewards = "rewards" in reader.names and "masks" in reader.names
+    if has_rewards and (name is None or "qpos" not in reader.names):
+        return _load_with_own_rewards(reader, name, numbers)
+    if name is None:
+        raise InputError(
+            f"{path}: holds no rewards and masks; name the environment whose tasks shall give them."
+        )
+    return _load_with_task_rewards(reader, name, numbers)
+
+
+def _task_numbers(name: EnvironmentName | None, tasks: Sequence[int] | None) -> tuple[int, ...]:
+    """Which tasks are wanted, checked before anything is downloaded or read."""
+    if tasks is None:
+        return (0 if name is None else name.task,)
+    numbers = tuple(tasks) if name is None else tuple(name.with_task(task).task for task in tasks)
+    if not numbers or len(set(numbers)) < len(numbers):
+        raise InputError(f"Tasks {numbers} are not possible: name at least one, and each once.")
+    return numbers
+
+
+def _locate(dataset: str, *, validation: bool, folder: Path | None) -> Path:
+    """The file in the local folder, downloaded if it is not there."""
+    import ogbench.utils
+
+    from sorl.data.generate.protocols import PROTOCOLS
+
+    home = (DEFAULT_FOLDER if folder is None else Path(folder)).expanduser()
+    path = home / f"{dataset}{'-val' if validation else ''}.npz"
+    if os.path.exists(path):  # unlike Path.exists, False where the folder is closed to us
+        return path
+    try:
+        download(f"{ogbench.utils.DATASET_URL}/{path.name}", path)
+    except InputError as error:
+        remedy = f"put {path.name} into {home}"
+        if dataset in PROTOCOLS:
+            remedy = f"make it with `sorl generate {dataset} --out {home}`, or {remedy}"
+        raise InputError(
+            f"{path} does not exist and could not be downloaded: {remedy}. The download said: "
+            f"{error}"
+        ) from None
+    return path
+
+
+def _load_with_own_rewards(
+    reader: ArchiveReader, name: EnvironmentName | None, tasks: tuple[int, ...]
+) -> Dataset:
+    own = 0 if name is None else name.task
+    if tasks != (own,):
+        raise InputError(
+            f"{reader.path}: holds the rewards of one task, which counts as task {own}; task(s) "
+            f"{', '.join(map(str, tasks))} cannot be had from it."
+        )
+    observations, actions = reader.read("observations"), reader.read("actions")
+    if name is not None:
+        with Relabeller(name) as relabeller:
+            relabeller.check_sizes(reader.path, observations, actions)
+    return Dataset.from_arrays(
+        observations,
+        actions,
+        reader.read("terminals"),
+        np.expand_dims(reader.read("rewards"), 0),
+        np.expand_dims(reader.read("masks"), 0),
+        tasks,
+        source=str(reader.path),
+    )
+
+
+def _load_with_task_rewards(
+    reader: ArchiveReader, name: EnvironmentName, tasks: tuple[int, ...]
+) -> Dataset:
+    observations, actions = reader.read("observations"), reader.read("actions")
+    with Relabeller(name) as relabeller:
+        relabeller.check_sizes(reader.path, observations, actions)
+        rewards, masks = relabeller.label(reader, len(observations), tasks)
+    return Dataset.from_arrays(
+        observations,
+        actions,
+        reader.read("terminals"),
+        rewards,
+        masks,
+        tasks,
+        source=str(reader.path),
+    )

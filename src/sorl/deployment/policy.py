@@ -1,0 +1,227 @@
+"""Acting with a trained policy: load it, give it observations, choose the compute each time.
+
+Loading needs neither the dataset nor the environment nor the training; what lies on disk is told
+in `sorl.deployment.storage`.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key, PRNGKeyArray
+
+from sorl import inference
+from sorl.algorithm import AbstractPolicy
+from sorl.deployment.storage import (
+    SavedPolicy,
+    is_policy,
+    policy_folder,
+    read_policy,
+    save_policy,
+    saved_members,
+)
+from sorl.errors import InputError
+from sorl.types import Budget, Member
+
+__all__ = ["Policy", "load_stacked", "save_policy"]
+
+# Compiled, because a robot waits for them: eagerly they cost as much as a small policy.
+_fold_in = jax.jit(jax.random.fold_in)
+_split = jax.jit(jax.random.split, static_argnums=1)
+_one_row = jax.jit(lambda key: key[None])
+
+
+class Policy:
+    """A trained policy that acts; safe to call from several threads.
+
+    Attributes:
+        module: the policy itself, for ONE observation.
+        algorithm: what trained it.
+        spec: sizes of one observation and one action.
+        member: the task and the seed it was trained with.
+        update: after how many updates it was saved.
+        provenance: where it comes from.
+    """
+
+    def __init__(self, saved: SavedPolicy, *, random_seed: int) -> None:
+        self.module = saved.module
+        self.algorithm = saved.algorithm
+        self.spec = saved.spec
+        self.member = saved.member
+        self.update = saved.update
+        self.provenance = saved.provenance
+        self._arrays, static = eqx.partition(saved.module, eqx.is_array)
+        self._stream = jax.random.key(random_seed)
+        self._drawn = 0
+        self._lock = threading.Lock()
+
+        @functools.partial(jax.jit, static_argnames="budget")
+        def act(
+            arrays: Any,
+            observations: Float[Array, "rows observation_size"],
+            keys: Key[Array, " rows"],
+            budget: Budget,
+        ) -> Float[Array, "rows action_size"]:
+            policy = eqx.combine(arrays, static)
+            return jax.vmap(
+                lambda observation, key: inference.act(policy, observation, budget=budget, key=key)
+            )(observations, keys)
+
+        self._act = act
+
+    @classmethod
+    def load(
+        cls,
+        path: Path | str,
+        *,
+        task: int | None = None,
+        seed: int | None = None,
+        random_seed: int = 0,
+    ) -> Policy:
+        """Load a released policy.
+
+        Args:
+            path: the folder of one policy, or the folder of a run.
+            task: which task's policy of a run; the lowest one when None.
+            seed: which seed's policy of that task; the lowest one when None.
+            random_seed: seed of the sampling noise of `act`; the same seed and the same calls
+                give the same actions.
+
+        Raises:
+            InputError: there is no such policy, or its files are missing, damaged, of another
+                format or of an algorithm that this version does not know.
+        """
+        path = Path(path)
+        if is_policy(path):
+            saved = read_policy(path)
+            if task not in (None, saved.member.task) or seed not in (None, saved.member.seed):
+                raise InputError(
+                    f"{path} holds the policy of {saved.member}: leave out task and seed, or give "
+                    "the folder of the run."
+                )
+            return cls(saved, random_seed=random_seed)
+        members = saved_members(path)
+        fitting = [m for m in members if task in (None, m.task) and seed in (None, m.seed)]
+        if not fitting:
+            raise InputError(
+                f"The run {path} has no policy with "
+                f"{_asked(task, seed)}: choose one of {', '.join(map(str, members))}."
+            )
+        return cls(read_policy(policy_folder(path, fitting[0])), random_seed=random_seed)
+
+    def act(
+        self,
+        observation: Any,
+        *,
+        steps: int = 4,
+        best_of: int = 1,
+        key: PRNGKeyArray | int | None = None,
+    ) -> np.ndarray:
+        """Choose actions. The first call for a budget and a batch shape compiles, later ones run.
+
+        Args:
+            observation: finite numbers, `[observation_size]` or `[..., observation_size]`.
+            steps: sampling steps of one candidate.
+            best_of: candidates among which the critic chooses.
+            key: a random key or an integer seed. One observation uses the key itself, row i of a
+                batch (its leading axes flattened) uses `jax.random.split(key, rows)[i]`. When
+                None the policy's own stream is drawn from: a new key every call.
+
+        Returns:
+            float32 actions in [-1, 1], `[action_size]` or `[..., action_size]`.
+
+        Raises:
+            InputError: the observation has another shape or is not finite, or the policy cannot
+                serve the budget.
+        """
+        budget = Budget(steps=steps, best_of=best_of)
+        inference.check_budgets(self.module, [budget])
+        values = self._checked(observation)
+        leading = values.shape[:-1]
+        rows = values.reshape(-1, values.shape[-1])
+        if not len(rows):
+            return np.zeros((*leading, self.spec.action_size), np.float32)
+        drawn = self._key(key)
+        keys = _split(drawn, len(rows)) if leading else _one_row(drawn)
+        actions = self._act(self._arrays, rows, keys, budget)
+        # A copy: what JAX hands out may be read-only memory of its own.
+        return np.array(actions, np.float32).reshape(*leading, self.spec.action_size)
+
+    def _key(self, key: PRNGKeyArray | int | None) -> Key[Array, ""]:
+        if key is None:
+            with self._lock:
+                drawn = self._drawn
+                self._drawn += 1
+            return _fold_in(self._stream, np.uint32(drawn % 2**32))
+        if isinstance(key, int):
+            return jax.random.key(key)
+        # Keys of the older kind are bare integers.
+        typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+        return key if typed else jax.random.wrap_key_data(key)
+
+    def _checked(self, observation: Any) -> np.ndarray:
+        size = self.spec.observation_size
+        try:
+            with np.errstate(over="ignore"):
+                values = np.asarray(observation, np.float32)
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"The observation is no array of numbers ({error}): give {size} numbers."
+            ) from error
+        if values.ndim == 0 or values.shape[-1] != size:
+            raise InputError(
+                f"The observation has shape {list(values.shape)}, but this policy takes "
+                f"[{size}] or a batch [..., {size}]."
+            )
+        if not np.isfinite(values).all():
+            where = tuple(int(i) for i in np.argwhere(~np.isfinite(values))[0])
+            raise InputError(
+                f"The observation is not finite: entry {list(where)} is {values[where]}; check the "
+                "sensor or the data it comes from."
+            )
+        return values
+
+
+def load_stacked(run: Path | str) -> tuple[AbstractPolicy, list[Member]]:
+    """Load the policies of all members of a run as one, for evaluating them together.
+
+    Returns:
+        The policy, its arrays with a leading axis `[members]` (use `eqx.filter_vmap` over it),
+        and the members, ordered by task, then by seed.
+
+    Raises:
+        InputError: as in `Policy.load`, or the members' policies are not of one kind or of one
+            update.
+    """
+    run = Path(run)
+    members = saved_members(run)
+    saved = [read_policy(policy_folder(run, member)) for member in members]
+    for other in saved[1:]:
+        if (other.algorithm, other.spec) != (saved[0].algorithm, saved[0].spec):
+            raise InputError(
+                f"The policies of {saved[0].member} and {other.member} in {run} come from "
+                "different algorithms, settings or sizes: they cannot be evaluated as one run."
+            )
+    updates = sorted({entry.update for entry in saved})
+    if len(updates) > 1:
+        raise InputError(
+            f"The policies in {run} were saved after different updates "
+            f"({', '.join(map(str, updates))}), as a killed training leaves them: continue it with "
+            f"`sorl resume {run}`."
+        )
+    arrays = [eqx.filter(entry.module, eqx.is_array) for entry in saved]
+    static = eqx.filter(saved[0].module, eqx.is_array, inverse=True)
+    stacked = jax.tree.map(lambda *values: jnp.stack(values), *arrays)
+    return eqx.combine(stacked, static), members
+
+
+def _asked(task: int | None, seed: int | None) -> str:
+    wishes = (("task", task), ("seed", seed))
+    return " and ".join(f"{name} {value}" for name, value in wishes if value is not None)

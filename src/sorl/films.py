@@ -1,0 +1,80 @@
+"""A short film of one episode, kept in a run's folder for its report."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from sorl import files
+from sorl.deployment.storage import policy_folder, read_policy, saved_members
+from sorl.errors import InputError
+from sorl.runs import Run
+from sorl.types import Budget
+
+FRAMES_PER_SECOND = 20
+MAX_FRAMES = 120
+SIZE = 200
+
+
+def film_run(run: Run) -> Path | None:
+    """Render the first member's policy as `media/rollout-<budget>-<update>.gif`.
+
+    The budget is the one with the best mean success at the last evaluation. A run without an
+    environment, without a policy, or on a machine that cannot render has no film: a report does
+    without.
+
+    Returns:
+        The film's path, or None.
+    """
+    from sorl.rendering import rollout_frames
+
+    environment = run.config.get("environment")
+    if environment is None:
+        return None
+    try:
+        member = saved_members(run.path)[0]
+        saved = read_policy(policy_folder(run.path, member))
+    except InputError:
+        return None
+    budget = _best_budget(run)
+    if budget is None:
+        return None
+    path = run.path / "media" / f"rollout-{budget}-{saved.update}.gif"
+    if path.exists():
+        return path
+    frames = rollout_frames(saved.module, member, environment, budget, size=SIZE, every=2)
+    if not frames:
+        return None
+    from PIL import Image
+
+    stride = -(-len(frames) // MAX_FRAMES)
+    pictures = [Image.fromarray(frame).quantize(64) for frame in frames[::stride]]
+    content = io.BytesIO()
+    pictures[0].save(
+        content,
+        "GIF",
+        save_all=True,
+        append_images=pictures[1:],
+        duration=1000 // FRAMES_PER_SECOND,
+        loop=0,
+        optimize=True,
+    )
+    with files.explained("write", path):
+        path.parent.mkdir(exist_ok=True)
+        for old in path.parent.glob("rollout-*.gif"):
+            old.unlink()
+    files.write_bytes(path, content.getvalue())
+    return path
+
+
+def _best_budget(run: Run) -> Budget | None:
+    rows = run.evaluations()
+    if not rows:
+        return None
+    last = max(float(row["update"]) for row in rows)
+    scores: dict[str, list[float]] = {}
+    for row in rows:
+        if row["update"] == last:
+            scores.setdefault(str(row["budget"]), []).append(float(row["success"]))
+    best = max(scores, key=lambda name: sum(scores[name]) / len(scores[name]))
+    return Budget.parse(best)

@@ -1,0 +1,164 @@
+"""Networks: multi-layer perceptron, velocity field, critic ensemble.
+
+Every module takes ONE sample; callers vmap. Weights are stored `[inputs, outputs]`, so that a
+mapped layer is a plain row-major matrix product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+LAYER_NORM_EPSILON = 1e-6
+
+
+class Linear(eqx.Module):
+    """y = x W + b; Glorot-uniform W (variance scaling 1.0, fan average), zero b.
+
+    Args:
+        inputs: size of x.
+        outputs: size of y.
+    """
+
+    weight: Float[Array, "inputs outputs"]
+    bias: Float[Array, " outputs"]
+
+    def __init__(self, inputs: int, outputs: int, *, key: PRNGKeyArray):
+        self.weight = jax.nn.initializers.glorot_uniform()(key, (inputs, outputs), jnp.float32)
+        self.bias = jnp.zeros(outputs)
+
+    def __call__(self, x: Float[Array, " inputs"]) -> Float[Array, " outputs"]:
+        """Map one sample."""
+        return x @ self.weight + self.bias
+
+
+class LayerNorm(eqx.Module):
+    """Layer normalisation with learned scale and offset (Ba et al. 2016); epsilon 1e-6."""
+
+    scale: Float[Array, " size"]
+    offset: Float[Array, " size"]
+
+    def __init__(self, size: int):
+        self.scale = jnp.ones(size)
+        self.offset = jnp.zeros(size)
+
+    def __call__(self, x: Float[Array, " size"]) -> Float[Array, " size"]:
+        """Normalise one sample over its entries."""
+        centred = x - jnp.mean(x)
+        variance = jnp.mean(centred * centred)
+        return centred * jax.lax.rsqrt(variance + LAYER_NORM_EPSILON) * self.scale + self.offset
+
+
+class MLP(eqx.Module):
+    """Hidden layers of dense, GELU (tanh approximation), LayerNorm where enabled; then dense.
+
+    Args:
+        inputs: size of the input.
+        hidden: sizes of the hidden layers, at least one.
+        outputs: size of the output; nothing follows the last dense layer.
+        layer_norm: whether a LayerNorm follows every activation.
+    """
+
+    layers: tuple[Linear, ...]
+    norms: tuple[LayerNorm, ...]
+
+    def __init__(
+        self,
+        inputs: int,
+        hidden: Sequence[int],
+        outputs: int,
+        *,
+        layer_norm: bool,
+        key: PRNGKeyArray,
+    ):
+        sizes = (inputs, *hidden, outputs)
+        keys = jax.random.split(key, len(sizes) - 1)
+        self.layers = tuple(
+            Linear(fan_in, fan_out, key=k)
+            for fan_in, fan_out, k in zip(sizes[:-1], sizes[1:], keys, strict=True)
+        )
+        self.norms = tuple(LayerNorm(size) for size in hidden) if layer_norm else ()
+
+    def __call__(self, x: Float[Array, " inputs"]) -> Float[Array, " outputs"]:
+        """Map one sample."""
+        for index, layer in enumerate(self.layers[:-1]):
+            x = jax.nn.gelu(layer(x), approximate=True)
+            if self.norms:
+                x = self.norms[index](x)
+        return self.layers[-1](x)
+
+
+class VelocityField(eqx.Module):
+    """v(s, x, t, κ): the velocity of a shortcut flow over actions (SORL, section 3).
+
+    The network reads the raw scalars t and κ = log2 k beside s and x: no embedding.
+    """
+
+    mlp: MLP
+
+    def __init__(
+        self,
+        observation_size: int,
+        action_size: int,
+        hidden: Sequence[int],
+        *,
+        key: PRNGKeyArray,
+    ):
+        self.mlp = MLP(
+            observation_size + action_size + 2, hidden, action_size, layer_norm=False, key=key
+        )
+
+    def __call__(
+        self,
+        observation: Float[Array, " observation_size"],
+        x: Float[Array, " action_size"],
+        time: Float[Array, ""],
+        level: Float[Array, ""],
+    ) -> Float[Array, " action_size"]:
+        """Velocity at flow time `time` in [0, 1) for steps of size 2^-`level`."""
+        return self.mlp(jnp.concatenate([observation, x, time[None], level[None]]))
+
+
+class Critic(eqx.Module):
+    """An ensemble of Q networks with LayerNorm; all heads in one batched product.
+
+    Args:
+        observation_size: entries of s.
+        action_size: entries of a.
+        extra_size: further raw scalars the heads read, such as the number of sampling steps.
+        hidden: sizes of the hidden layers.
+        heads: number of independent networks.
+    """
+
+    mlps: MLP
+
+    def __init__(
+        self,
+        observation_size: int,
+        action_size: int,
+        extra_size: int,
+        hidden: Sequence[int],
+        *,
+        heads: int,
+        key: PRNGKeyArray,
+    ):
+        inputs = observation_size + action_size + extra_size
+
+        def head(k: PRNGKeyArray) -> MLP:
+            return MLP(inputs, hidden, 1, layer_norm=True, key=k)
+
+        self.mlps = eqx.filter_vmap(head)(jax.random.split(key, heads))
+
+    def __call__(
+        self,
+        observation: Float[Array, " observation_size"],
+        action: Float[Array, " action_size"],
+        *extra: Float[Array, ""],
+    ) -> Float[Array, " heads"]:
+        """Q of every head for one observation and action."""
+        x = jnp.concatenate([observation, action, *(value[None] for value in extra)])
+        return eqx.filter_vmap(lambda mlp: mlp(x)[0])(self.mlps)

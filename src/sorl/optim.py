@@ -1,0 +1,40 @@
+"""Gradient steps and target networks."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import equinox as eqx
+import jax
+import optax
+from jaxtyping import Array, Float
+
+Model = TypeVar("Model", bound=eqx.Module)
+
+
+def adam(learning_rate: float, *, max_gradient_norm: float | None) -> optax.GradientTransformation:
+    """Adam with β (0.9, 0.999), behind clipping of the global gradient norm where one is set."""
+    transforms = [optax.adam(learning_rate)]
+    if max_gradient_norm is not None:
+        transforms.insert(0, optax.clip_by_global_norm(max_gradient_norm))
+    return optax.chain(*transforms)
+
+
+def gradient_step(
+    optimizer: optax.GradientTransformation,
+    model: Model,
+    optimizer_state: optax.OptState,
+    gradient: Model,
+) -> tuple[Model, optax.OptState, Float[Array, ""]]:
+    """Move `model` by one step.
+
+    Returns:
+        The model, the optimiser's state and the gradient's global norm before clipping.
+    """
+    updates, optimizer_state = optimizer.update(gradient, optimizer_state)
+    return eqx.apply_updates(model, updates), optimizer_state, optax.global_norm(gradient)
+
+
+def moving_average(target: Model, online: Model, *, rate: float) -> Model:
+    """Polyak averaging: target ← (1 - τ) · target + τ · online."""
+    return jax.tree.map(lambda old, new: old + rate * (new - old), target, online)

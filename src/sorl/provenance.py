@@ -1,0 +1,79 @@
+"""Where a result comes from: versions of the libraries, and the machine."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import sorl
+
+LIBRARIES = (
+    "jax",
+    "jaxlib",
+    "equinox",
+    "optax",
+    "numpy",
+    "orbax-checkpoint",
+    "safetensors",
+    "gymnasium",
+    "mujoco",
+    "ogbench",
+)
+
+
+def provenance() -> dict[str, Any]:
+    """`versions`, `machine` and `created`, as a run's config.json holds them."""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return {"versions": versions(), "machine": machine(), "created": now}
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, of sorl and of the installed libraries that decide a result."""
+    found = {"python": platform.python_version(), "sorl": sorl.__version__}
+    for name in LIBRARIES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores this process may use, memory in GiB, and JAX's devices."""
+    import jax
+
+    return {
+        "system": platform.platform(),
+        "processor": _processor(),
+        "cores": _cores(),
+        "memory_gib": _memory_gib(),
+        "devices": [device.device_kind for device in jax.devices()],
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
+
+
+def _cores() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # only Linux tells which cores a process may use
+        return os.cpu_count() or 1
+
+
+def _memory_gib() -> float | None:
+    try:
+        size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return None
+    return round(size / 2**30, 1)

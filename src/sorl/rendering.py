@@ -1,0 +1,105 @@
+"""Pictures of one episode, for a report's short film or strip.
+
+Rendering without a screen depends on the machine's drivers and can end in a crash of the graphics
+library. It happens in a worker process, so that the worst outcome is no pictures and a sentence.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sorl import inference
+from sorl.algorithm import AbstractPolicy
+from sorl.environments import VectorEnvironment, WorkerError
+from sorl.errors import InputError
+from sorl.rollouts import GroupActor, environment_id, episode_seed
+from sorl.types import Budget, Member
+
+if TYPE_CHECKING:
+    from sorl.data.names import EnvironmentName
+
+_logger = logging.getLogger(__name__)
+
+
+def rollout_frames(
+    policy: AbstractPolicy,
+    member: Member,
+    environment: EnvironmentName | str,
+    budget: Budget,
+    *,
+    seed: int = 0,
+    episode: int = 0,
+    size: int = 240,
+    every: int = 1,
+    max_episode_steps: int | None = None,
+    on_problem: Callable[[str], None] = _logger.warning,
+) -> list[np.ndarray] | None:
+    """Pictures of one episode, the very one that `evaluate` runs with the same seed.
+
+    Where `MUJOCO_GL` is not set, a screen is used if there is one, else EGL, else OSMesa.
+
+    Args:
+        policy: ONE member's policy, not a stacked one.
+        member: whose policy it is; its task decides the environment.
+        environment: an OGBench name, or a gymnasium id, see `sorl.evaluation.Evaluator`.
+        budget: test-time compute of each decision.
+        seed: seed of the evaluation.
+        episode: number of the episode, from 0.
+        size: width and height in pixels, for OGBench's environments.
+        every: keep each `every`-th frame; the first and the last are kept always.
+        max_episode_steps: cut the episode off earlier than the environment does.
+        on_problem: called with one sentence if there are no pictures; logs a warning by default.
+
+    Returns:
+        RGB frames, uint8 `[height, width, 3]`, or None where rendering does not work.
+
+    Raises:
+        InputError: see `sorl.evaluation.evaluate`; also where `size` or `every` is below 1.
+    """
+    if size < 1 or every < 1:
+        raise InputError(f"size={size} and every={every} must both be at least 1.")
+    inference.check_budgets(policy, [budget])
+    name = environment_id(environment, member.task)
+    start = episode_seed(seed, member.task, episode)
+    actor = GroupActor(policy, member, budget, seed)
+    problems = []
+    for variables in _graphics():
+        try:
+            with VectorEnvironment(
+                name,
+                slots=1,
+                workers=1,
+                max_episode_steps=max_episode_steps,
+                render_size=size,
+                variables=variables,
+            ) as vector:
+                actor.prepare(vector.sizes.observation_size, vector.sizes.action_size)
+                record = vector.reset(0, name, start)
+                frames = [vector.frame(0)]
+                while not record["done"]:
+                    clock = np.asarray([(episode, record["length"])])
+                    record = vector.step(0, actor(record["observation"][None], clock)[0])
+                    if record["done"] or record["length"] % every == 0:
+                        frames.append(vector.frame(0))
+                return frames
+        except WorkerError as error:
+            way = variables.get("MUJOCO_GL", os.environ.get("MUJOCO_GL", "the default"))
+            problems.append(f"{way}: {str(error).splitlines()[-1]}")
+    on_problem(
+        f"No pictures of {name}: rendering does not work on this machine ({'; '.join(problems)})."
+    )
+    return None
+
+
+def _graphics() -> list[dict[str, str]]:
+    """Settings to try, in this order; what the user has set is not questioned."""
+    if os.environ.get("MUJOCO_GL"):
+        return [{}]
+    headless = [{"MUJOCO_GL": "egl"}, {"MUJOCO_GL": "osmesa"}]
+    screen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    return [{}, *headless] if screen else headless

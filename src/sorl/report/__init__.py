@@ -1,0 +1,1 @@
+"""What a run's numbers say: statistics, figures and one page that holds them all."""

@@ -1,0 +1,288 @@
+"""Groups of episodes: the compiled act, and the loop that feeds the workers.
+
+The unit of work is a group of `LANES` episodes of one member. One compiled program acts for all
+lanes of a group at once, and its shape never changes: whatever the number of workers, slots,
+members and budgets, an episode sees the same floating-point operations, the same start and the
+same noise. So its score is the same, bit for bit, on the same machine. (A product of matrices
+rounds differently in another batch size, and contact dynamics turn one different bit into another
+episode.) Each group belongs to one worker process, and a worker that is ready never waits for
+another one.
+
+Randomness: the start of an episode comes from (seed, task, episode) alone, the sampling noise from
+(seed, member, episode, step) alone. Members of one task meet the same starts, and budgets share
+starts and noise, which makes their differences less noisy than independent draws would.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, UInt32
+
+from sorl import inference
+from sorl.algorithm import AbstractPolicy
+from sorl.environments import VectorEnvironment
+from sorl.errors import InputError
+from sorl.types import Budget, Member
+
+if TYPE_CHECKING:
+    from sorl.data.names import EnvironmentName
+
+LANES = 8
+"""Episodes that one call of the compiled act serves; fixed, see the head of this file."""
+
+GROUPS_PER_WORKER = 2
+"""While one group of a worker is acted for, the worker steps the other one."""
+
+_LATENCY_CALLS = 100
+_LATENCY_SECONDS = 2.0
+
+
+def environment_id(environment: EnvironmentName | str, task: int) -> str:
+    """The id of the environment that a member of `task` acts in.
+
+    Args:
+        environment: an OGBench name, whose task is replaced by `task`; or, for data that know no
+            tasks, a gymnasium id, which needs task 0.
+        task: the member's task.
+
+    Raises:
+        InputError: a task other than 0 of a gymnasium id.
+    """
+    if not isinstance(environment, str):
+        return environment.with_task(task).id
+    if task == 0:
+        return environment
+    from sorl.data.names import EnvironmentName
+
+    return EnvironmentName.parse(environment).with_task(task).id
+
+
+def episode_seed(seed: int, task: int, episode: int) -> int:
+    """Seed of the start of one episode, from these three numbers alone."""
+    return int(np.random.SeedSequence([seed, task, episode]).generate_state(1)[0])
+
+
+@eqx.filter_jit
+def _act_group(
+    policy: AbstractPolicy,
+    observations: Float[Array | np.ndarray, "lanes observation_size"],
+    identity: UInt32[Array | np.ndarray, " 3"],
+    clock: UInt32[Array | np.ndarray, "lanes 2"],
+    budget: Budget,
+) -> Float[Array, "lanes action_size"]:
+    """Act for every lane; `identity` is (seed, task, member's seed), `clock` (episode, step)."""
+    seed, *member = identity
+    key = jax.random.key(seed)
+    for number in member:
+        key = jax.random.fold_in(key, number)
+
+    def act_lane(
+        observation: Float[Array, " observation_size"], now: UInt32[Array, " 2"]
+    ) -> Float[Array, " action_size"]:
+        lane_key = jax.random.fold_in(jax.random.fold_in(key, now[0]), now[1])
+        return inference.act(policy, observation, budget=budget, key=lane_key)
+
+    return jax.vmap(act_lane)(jnp.asarray(observations), jnp.asarray(clock))
+
+
+@eqx.filter_jit
+def _act_one(
+    policy: AbstractPolicy,
+    observation: Float[Array | np.ndarray, " observation_size"],
+    seed: UInt32[Array | np.ndarray, ""],
+    budget: Budget,
+) -> Float[Array, " action_size"]:
+    return inference.act(policy, jnp.asarray(observation), budget=budget, key=jax.random.key(seed))
+
+
+def latency(policy: AbstractPolicy, budget: Budget, observation_size: int) -> float:
+    """Median milliseconds of one decision for one observation, from host to host.
+
+    Compiled before the clock starts; 100 calls, fewer if they would take over two seconds.
+    """
+    observation = np.zeros(observation_size, np.float32)
+    np.asarray(_act_one(policy, observation, np.asarray(0, np.uint32), budget))
+    times: list[float] = []
+    while len(times) < _LATENCY_CALLS and (len(times) < 3 or sum(times) < _LATENCY_SECONDS):
+        start = time.perf_counter()
+        np.asarray(_act_one(policy, observation, np.asarray(len(times), np.uint32), budget))
+        times.append(time.perf_counter() - start)
+    return 1000 * float(np.median(times))
+
+
+def select_member(policies: AbstractPolicy, index: int) -> AbstractPolicy:
+    """The policy of one member out of stacked ones."""
+    return jax.tree.map(lambda leaf: leaf[index] if eqx.is_array(leaf) else leaf, policies)
+
+
+class GroupActor:
+    """Acts for a group of lanes of one member, at one budget.
+
+    Args:
+        policy: ONE member's policy.
+        member: decides the noise, together with `seed`.
+        budget: test-time compute.
+        seed: seed of the evaluation.
+    """
+
+    def __init__(self, policy: AbstractPolicy, member: Member, budget: Budget, seed: int):
+        self._policy = policy
+        self.member = member
+        self._budget = budget
+        self._identity = np.asarray([seed, member.task, member.seed], np.uint32)
+        self.seconds = 0.0
+        self.steps = 0
+
+    def prepare(self, observation_size: int, action_size: int) -> None:
+        """Compile, and check that the policy fits the environment.
+
+        Raises:
+            InputError: the policy takes other observations or gives other actions.
+        """
+        observations = np.zeros((LANES, observation_size), np.float32)
+        clock = np.zeros((LANES, 2), np.uint32)
+        try:
+            actions = np.asarray(
+                _act_group(self._policy, observations, self._identity, clock, self._budget)
+            )
+        except (TypeError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(
+                f"The policy cannot take this environment's observations of {observation_size} "
+                "numbers: evaluate it on the environment whose data it was trained on "
+                f"({str(error).splitlines()[0]})."
+            ) from error
+        if actions.shape != (LANES, action_size):
+            raise InputError(
+                f"The policy gives actions of {actions.shape[-1]} numbers, but the environment "
+                f"takes {action_size}: evaluate it on the environment it was trained on."
+            )
+
+    def __call__(self, observations: np.ndarray, clock: np.ndarray) -> np.ndarray:
+        """Actions of up to `LANES` observations.
+
+        Args:
+            observations: shape `[rows, observation_size]`, rows <= LANES.
+            clock: episode and step of each row, shape `[rows, 2]`.
+
+        Returns:
+            Actions in [-1, 1], shape `[rows, action_size]`.
+
+        Raises:
+            InputError: an action is NaN or infinite.
+        """
+        rows = len(observations)
+        start = time.perf_counter()
+        padding = ((0, LANES - rows), (0, 0))
+        actions = np.asarray(
+            _act_group(
+                self._policy,
+                np.pad(observations.astype(np.float32), padding),
+                self._identity,
+                np.pad(clock.astype(np.uint32), padding),
+                self._budget,
+            )
+        )[:rows]
+        self.seconds += time.perf_counter() - start
+        self.steps += rows
+        if not np.all(np.isfinite(actions)):
+            raise InputError(
+                f"The policy of {self.member} gave an action that is not finite: its training "
+                "has diverged, so evaluate an earlier checkpoint."
+            )
+        return actions
+
+
+@dataclass
+class _Group:
+    """Up to `LANES` slots of one worker that act together, for one member at a time."""
+
+    worker: int
+    slots: list[int]
+    member: int = -1
+    episodes: dict[int, int] = field(default_factory=dict)  # of the slots that run one
+    busy: bool = False
+
+
+def run_rollouts(
+    vector: VectorEnvironment,
+    actors: Sequence[GroupActor],
+    environment_ids: Sequence[str],
+    *,
+    episodes: int,
+    seed: int,
+    on_episode: Callable[[], None],
+) -> np.ndarray:
+    """Run all episodes of all members.
+
+    Args:
+        vector: the environments; nothing may be running in them.
+        actors: one for each member.
+        environment_ids: the environment of each member.
+        episodes: episodes for each member.
+        seed: seed of the starts.
+        on_episode: called when an episode has ended.
+
+    Returns:
+        Last record of each episode, shape `[members, episodes]`, see `VectorEnvironment.records`.
+    """
+    groups = _groups(vector)
+    waiting = [deque(range(episodes)) for _ in actors]
+    results = np.zeros((len(actors), episodes), vector.records([]).dtype)
+
+    def advance(number: int) -> None:
+        """Take in what the group's worker did, act, and give it the next message."""
+        group = groups[number]
+        observed = list(group.episodes)
+        records = dict(zip(observed, vector.records(observed), strict=True))
+        for slot, record in records.items():
+            if record["done"]:
+                results[group.member, group.episodes.pop(slot)] = record
+                on_episode()
+        running = list(group.episodes)
+        if not running:  # free for another member: the one with the most left to do
+            group.member = max(range(len(actors)), key=lambda index: len(waiting[index]))
+        actor = actors[group.member]
+        resets: dict[int, tuple[str, int]] = {}
+        for slot in group.slots:
+            if slot not in group.episodes and waiting[group.member]:
+                episode = group.episodes[slot] = waiting[group.member].popleft()
+                start = episode_seed(seed, actor.member.task, episode)
+                resets[slot] = (environment_ids[group.member], start)
+        actions: dict[int, np.ndarray] = {}
+        if running:
+            observations = np.stack([records[slot]["observation"] for slot in running])
+            clock = np.asarray(
+                [(group.episodes[slot], records[slot]["length"]) for slot in running]
+            )
+            actions = dict(zip(running, actor(observations, clock), strict=True))
+        group.busy = bool(resets or actions)
+        if group.busy:
+            vector.send(group.worker, number, resets=resets, actions=actions)
+
+    for number in range(len(groups)):
+        advance(number)
+    while any(group.busy for group in groups):
+        for number in vector.receive():
+            advance(number)
+    return results
+
+
+def _groups(vector: VectorEnvironment) -> list[_Group]:
+    """Divide the slots: a group's slots belong to one worker, and each has at least two groups."""
+    groups = []
+    for worker in range(vector.workers):
+        slots = list(range(worker, vector.slots, vector.workers))
+        parts = max(-(-len(slots) // LANES), min(GROUPS_PER_WORKER, len(slots)))
+        groups += [_Group(worker, slots[part::parts]) for part in range(parts)]
+    return groups

@@ -1,0 +1,252 @@
+"""Training many members (tasks x seeds) in one compiled program; yields snapshots.
+
+The dataset, the members' states and the batches stay on the device: one chunk of updates is one
+call. Everything random in a member derives from its own task and seed and from the update's
+number, so members do not influence each other and nothing random has to be saved for a resume.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+
+from sorl.algorithm import AbstractAlgorithm
+from sorl.data.dataset import Dataset
+from sorl.errors import InputError
+from sorl.types import Member
+
+State = TypeVar("State")
+
+CRITIC_LOSS = "critic/loss"
+
+# TD errors of this many times the largest reward are no value function: with discount γ values
+# stay below max|r| / (1 - γ), that is 1,000 times the largest reward at γ = 0.999.
+EXPLOSION = 1e4
+
+
+class TrainingState(NamedTuple):
+    """What a checkpoint holds; every leaf has a leading axis of members.
+
+    Attributes:
+        algorithm: the algorithm's state.
+        alive: whether the member still trains.
+    """
+
+    algorithm: PyTree
+    alive: Bool[Array, " members"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """Training after a chunk of updates.
+
+    Attributes:
+        update: number of updates done.
+        members: the tasks and seeds, in the order of every leading axis.
+        state: what to save; its arrays are given up when the next chunk starts, so take what is
+            needed before asking for the next snapshot.
+        metrics: mean of each metric over the chunk, one value a member; NaN for a member that
+            had been stopped before.
+        stopped: one sentence for each member that this chunk stopped, by member.
+    """
+
+    update: int
+    members: tuple[Member, ...]
+    state: TrainingState
+    metrics: Mapping[str, npt.NDArray[np.float32]]
+    stopped: Mapping[Member, str]
+
+
+def members_of(tasks: Sequence[int], seeds: Sequence[int]) -> tuple[Member, ...]:
+    """All pairs of a task and a seed, ordered by task, then seed.
+
+    Raises:
+        InputError: no task or seed, one of them twice, or one that is negative.
+    """
+    for what, values in (("task", tasks), ("seed", seeds)):
+        if not values or len(set(values)) < len(values) or min(values) < 0:
+            raise InputError(
+                f"{what.capitalize()}s {list(values)} cannot be trained: name at least one {what}, "
+                "each once, none negative."
+            )
+    return tuple(Member(task, seed) for task in tasks for seed in seeds)
+
+
+def initial_state(
+    algorithm: AbstractAlgorithm[State], dataset: Dataset, members: Sequence[Member]
+) -> TrainingState:
+    """Fresh states of all members, each from its own key."""
+    keys, _ = _split_keys(members)
+    states = eqx.filter_jit(eqx.filter_vmap(lambda key: algorithm.init(dataset.spec, key=key)))(
+        keys
+    )
+    return TrainingState(states, jnp.ones(len(members), bool))
+
+
+def train(
+    algorithm: AbstractAlgorithm[State],
+    dataset: Dataset,
+    *,
+    seeds: Sequence[int],
+    updates: int,
+    tasks: Sequence[int] | None = None,
+    batch_size: int = 256,
+    chunk: int = 1000,
+    start: tuple[int, TrainingState] | None = None,
+) -> Iterator[Snapshot]:
+    """Train every pair of a task and a seed; yield a snapshot after each chunk.
+
+    A chunk ends at every multiple of `chunk` and at `updates`. A member whose metrics become
+    infinite or NaN, or whose critic explodes, goes back to its state at the start of that chunk
+    and stays there; the others go on.
+
+    Args:
+        algorithm: the learning rule.
+        dataset: the data; its tasks are the default of `tasks`.
+        seeds: seeds, each 0 or more.
+        updates: number of the last update, counted from the beginning of training.
+        tasks: tasks to train, all of them in `dataset`.
+        batch_size: rows of one batch.
+        chunk: updates between two snapshots.
+        start: where to go on: the number of updates done and the state after them, as a snapshot
+            held them. A training that goes on equals one that was never interrupted, bit by bit.
+
+    Raises:
+        InputError: numbers out of range, or tasks that the data do not have.
+    """
+    for name, value in (("updates", updates), ("batch_size", batch_size), ("chunk", chunk)):
+        if value < 1:
+            raise InputError(f"Training with {name}={value} is not possible: give at least 1.")
+    tasks = dataset.tasks if tasks is None else tuple(tasks)
+    members = members_of(tasks, seeds)
+    dataset = dataset.select_tasks(tasks)
+    done, state = (0, initial_state(algorithm, dataset, members)) if start is None else start
+    return _chunks(algorithm, dataset, members, batch_size, chunk, updates, done, state)
+
+
+def _chunks(
+    algorithm: AbstractAlgorithm[Any],
+    dataset: Dataset,
+    members: tuple[Member, ...],
+    batch_size: int,
+    chunk: int,
+    updates: int,
+    done: int,
+    state: TrainingState,
+) -> Iterator[Snapshot]:
+    _, keys = _split_keys(members)
+    task_index = jnp.asarray([dataset.tasks.index(member.task) for member in members])
+    largest_reward = float(jnp.max(jnp.abs(dataset.rewards)))
+    limit = (EXPLOSION * max(largest_reward, 1.0)) ** 2
+    while done < updates:
+        count = min(chunk - done % chunk, updates - done)
+        alive_before = np.asarray(state.alive)
+        state, metrics = _run_chunk(
+            algorithm, batch_size, state, dataset, task_index, keys, done, count, limit
+        )
+        done += count
+        host_metrics = {name: np.asarray(value) for name, value in metrics.items()}
+        alive = np.asarray(state.alive)
+        yield Snapshot(
+            update=done,
+            members=members,
+            state=state,
+            metrics={
+                name: np.where(alive_before, value, np.float32(np.nan))
+                for name, value in host_metrics.items()
+            },
+            stopped={
+                member: _why_stopped(member, i, done, count, host_metrics)
+                for i, member in enumerate(members)
+                if alive_before[i] and not alive[i]
+            },
+        )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+def _run_chunk(
+    algorithm: AbstractAlgorithm[Any],
+    batch_size: int,
+    state: TrainingState,
+    dataset: Dataset,
+    task_index: Int[Array, " members"],
+    keys: PRNGKeyArray,
+    start: Int[Array, ""],
+    count: Int[Array, ""],
+    limit: Float[Array, ""],
+) -> tuple[TrainingState, dict[str, Float[Array, " members"]]]:
+    """`count` updates of every member; the count is not static, so any chunk compiles once."""
+
+    def update_all(
+        update_index: Int[Array, ""], states: PyTree
+    ) -> tuple[PyTree, dict[str, Float[Array, " members"]]]:
+        def one(
+            member_state: PyTree, index: Int[Array, ""], key: PRNGKeyArray
+        ) -> tuple[PyTree, dict[str, Float[Array, ""]]]:
+            sample_key, update_key = jax.random.split(jax.random.fold_in(key, update_index))
+            batch = dataset.sample(sample_key, index, batch_size)
+            member_state, metrics = algorithm.update(
+                member_state, batch, update_index, key=update_key
+            )
+            return member_state, dict(metrics)
+
+        return eqx.filter_vmap(one)(states, task_index, keys)
+
+    def body(
+        i: Int[Array, ""],
+        carry: tuple[PyTree, dict[str, Float[Array, " members"]], Bool[Array, " members"]],
+    ) -> tuple[PyTree, dict[str, Float[Array, " members"]], Bool[Array, " members"]]:
+        arrays, sums, healthy = carry
+        states, metrics = update_all(start + i, eqx.combine(arrays, static))
+        for name, value in metrics.items():
+            healthy &= jnp.isfinite(value)
+            if name == CRITIC_LOSS:
+                healthy &= value <= limit
+        sums = {name: sums[name] + value for name, value in metrics.items()}
+        return eqx.filter(states, eqx.is_array), sums, healthy
+
+    arrays, static = eqx.partition(state.algorithm, eqx.is_array)
+    _, shapes = eqx.filter_eval_shape(update_all, start, state.algorithm)
+    zeros = {name: jnp.zeros(shape.shape, shape.dtype) for name, shape in shapes.items()}
+    final, sums, healthy = jax.lax.fori_loop(0, count, body, (arrays, zeros, state.alive))
+
+    def keep(new: Array, old: Array) -> Array:
+        return jnp.where(healthy.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
+
+    final = jax.tree.map(keep, final, arrays)
+    means = {name: value / count for name, value in sums.items()}
+    return TrainingState(eqx.combine(final, static), healthy), means
+
+
+def _split_keys(members: Sequence[Member]) -> tuple[PRNGKeyArray, PRNGKeyArray]:
+    """Keys for the members' initial states and for their updates."""
+    keys = jnp.stack(
+        [jax.random.fold_in(jax.random.key(member.seed), member.task) for member in members]
+    )
+    pairs = jax.vmap(jax.random.split)(keys)
+    return pairs[:, 0], pairs[:, 1]
+
+
+def _why_stopped(
+    member: Member,
+    index: int,
+    done: int,
+    count: int,
+    metrics: Mapping[str, npt.NDArray[np.float32]],
+) -> str:
+    bad = [name for name, value in metrics.items() if not np.isfinite(value[index])]
+    what = f"{', '.join(bad)} became NaN or infinite" if bad else "its critic's loss exploded"
+    return (
+        f"Task {member.task}, seed {member.seed} was stopped between updates {done - count:,} and "
+        f"{done:,}: {what}. Its last good state, after update {done - count:,}, is kept and the "
+        "others go on; a smaller learning rate or q_loss_coef often helps."
+    )

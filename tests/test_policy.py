@@ -1,0 +1,490 @@
+"""Released policies: saved whole, loaded without anything else, acting under a budget."""
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sorl import algorithms, inference
+from sorl.algorithm import AbstractAlgorithm, AbstractPolicy, AbstractScoredPolicy
+from sorl.deployment import storage
+from sorl.deployment.policy import Policy, load_stacked, save_policy
+from sorl.errors import InputError
+from sorl.types import Budget, Member, Spec
+
+SPEC = Spec(observation_size=3, action_size=2)
+
+
+class Noisy(AbstractPolicy):
+    """Gaussian noise around a linear map; no critic."""
+
+    linear: eqx.nn.Linear
+    flags: jax.Array
+    scale: float = eqx.field(static=True)
+
+    def check_steps(self, steps: int) -> None:
+        if steps > 8:
+            raise InputError(f"{steps} steps are too many: choose at most 8.")
+
+    def sample(self, observation: jax.Array, *, steps: int, key: jax.Array) -> jax.Array:
+        action = self.linear(observation) / steps
+        return jnp.clip(action + self.scale * jax.random.normal(key, action.shape), -1, 1)
+
+
+class Judged(AbstractScoredPolicy):
+    """The same with a verifier that likes actions near a place that depends on the observation."""
+
+    noisy: Noisy
+
+    def check_steps(self, steps: int) -> None:
+        self.noisy.check_steps(steps)
+
+    def sample(self, observation: jax.Array, *, steps: int, key: jax.Array) -> jax.Array:
+        return self.noisy.sample(observation, steps=steps, key=key)
+
+    def score(self, observation: jax.Array, action: jax.Array, *, steps: int) -> jax.Array:
+        return -jnp.sum((action - jnp.sin(7 * observation[:2])) ** 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiny(AbstractAlgorithm[Any]):
+    """An algorithm that only knows how to start."""
+
+    hidden: tuple[int, ...] = (4, 4)
+    scale: float = 0.5
+    critic: bool = True
+
+    def init(self, spec: Spec, *, key: jax.Array) -> Any:
+        linear = eqx.nn.Linear(spec.observation_size, spec.action_size, key=key)
+        return Noisy(linear, jnp.array([True, False]), self.scale)
+
+    def update(self, state: Any, batch: Any, update_index: Any, *, key: Any) -> Any:
+        raise NotImplementedError
+
+    def policy(self, state: Any) -> AbstractPolicy:
+        return Judged(state) if self.critic else state
+
+
+@pytest.fixture(autouse=True)
+def discovery(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = algorithms.get
+    monkeypatch.setattr(algorithms, "get", lambda name: Tiny if name == "tiny" else real(name))
+    monkeypatch.setattr(algorithms, "name_of", lambda algorithm: "tiny")
+
+
+def make(algorithm: AbstractAlgorithm[Any], seed: int = 0) -> AbstractPolicy:
+    return start(algorithm, jax.random.key(seed))
+
+
+@eqx.filter_jit
+def start(algorithm: AbstractAlgorithm[Any], key: jax.Array) -> AbstractPolicy:
+    return algorithm.policy(algorithm.init(SPEC, key=key))
+
+
+def save(
+    folder: Path,
+    *,
+    algorithm: AbstractAlgorithm[Any] | None = None,
+    member: Member = Member(2, 0),  # noqa: B008
+    update: int = 100,
+) -> AbstractPolicy:
+    algorithm = algorithm or Tiny()
+    policy = make(algorithm, member.task * 100 + member.seed)
+    save_policy(
+        folder,
+        policy,
+        algorithm=algorithm,
+        spec=SPEC,
+        member=member,
+        update=update,
+        provenance={"dataset": "abc"},
+    )
+    return policy
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    save(tmp_path / "policy")
+    return tmp_path / "policy"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    for member in (Member(2, 10), Member(2, 3), Member(10, 0)):
+        save(tmp_path / "run" / "policy" / str(member), member=member)
+    (tmp_path / "run" / "policy" / ".saving-task1-seed0").mkdir()
+    return tmp_path / "run"
+
+
+@eqx.filter_jit
+def act_alone(policy: Any, observation: Any, budget: Budget, key: Any) -> jax.Array:
+    return inference.act(policy, observation, budget=budget, key=key)
+
+
+def assert_same_arrays(left: Any, right: Any) -> None:
+    pairs = zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
+    for a, b in pairs:
+        if eqx.is_array(a):
+            assert a.dtype == b.dtype
+            assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+# --- saving and loading -----------------------------------------------------------------------
+
+
+def test_a_policy_comes_back_bit_for_bit(folder: Path) -> None:
+    loaded = Policy.load(folder)
+    original = make(Tiny(), 200)
+    assert jax.tree.structure(loaded.module) == jax.tree.structure(original)
+    assert_same_arrays(loaded.module, original)
+    assert loaded.algorithm == Tiny()
+    assert hash(loaded.algorithm) == hash(Tiny())
+    assert (loaded.spec, loaded.member, loaded.update) == (SPEC, Member(2, 0), 100)
+    assert loaded.provenance == {"dataset": "abc"}
+
+
+def test_a_policy_of_sorl_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    sorl_class = algorithms.get("sorl")
+    algorithm = sorl_class(discretization=4, backprop_steps=2, hidden=(8, 8))  # pyright: ignore[reportCallIssue]
+    policy = save(tmp_path / "p", algorithm=algorithm)
+    loaded = Policy.load(tmp_path / "p")
+    assert loaded.algorithm == algorithm
+    assert_same_arrays(loaded.module, policy)
+    observation, key = np.ones(3, np.float32), jax.random.key(1)
+    expected = act_alone(policy, jnp.asarray(observation), Budget(4, 8), key)
+    found = loaded.act(observation, steps=4, best_of=8, key=key)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    with pytest.raises(InputError, match="8 sampling steps"):
+        loaded.act(observation, steps=8)
+
+
+def test_saving_again_replaces_the_whole(folder: Path) -> None:
+    save(folder, algorithm=Tiny(scale=0.25), update=200)
+    loaded = Policy.load(folder)
+    assert (loaded.update, loaded.algorithm) == (200, Tiny(scale=0.25))
+    assert sorted(path.name for path in folder.iterdir()) == ["policy.json", "policy.safetensors"]
+    assert [path.name for path in folder.parent.iterdir()] == ["policy"]
+
+
+def test_a_save_that_fails_keeps_the_old_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(InputError, match="disk is full"):
+        save(folder, update=200)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in folder.parent.iterdir()] == ["policy"]
+
+
+def test_a_run_gives_the_lowest_member_unless_asked(run: Path) -> None:
+    assert Policy.load(run).member == Member(2, 3)
+    assert Policy.load(run, seed=10).member == Member(2, 10)
+    assert Policy.load(run, task=10).member == Member(10, 0)
+    assert_same_arrays(Policy.load(run, task=10).module, make(Tiny(), 1000))
+    with pytest.raises(InputError, match=r"task 10 and seed 3: choose one of task2-seed3, task2-"):
+        Policy.load(run, task=10, seed=3)
+
+
+def test_a_policy_folder_is_one_member(folder: Path) -> None:
+    assert Policy.load(folder, task=2, seed=0).member == Member(2, 0)
+    with pytest.raises(InputError, match="holds the policy of task2-seed0"):
+        Policy.load(folder, seed=1)
+
+
+def test_nowhere(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(InputError, match="no policy in"):
+            Policy.load(path)
+        with pytest.raises(InputError, match="no policy in"):
+            load_stacked(path)
+
+
+def test_loading_needs_neither_data_nor_training_nor_environments(folder: Path) -> None:
+    script = (
+        "import sys\n"
+        "from sorl.deployment.policy import Policy\n"
+        "from sorl.errors import InputError\n"
+        "try: Policy.load(sys.argv[1])\n"
+        "except InputError as error: print(error)\n"
+        "heavy = ['ogbench', 'gymnasium', 'mujoco', 'orbax', 'matplotlib', 'sorl.training',"
+        " 'sorl.data', 'sorl.environments', 'sorl.evaluation', 'sorl.checkpoint']\n"
+        "print([name for name in heavy if name in sys.modules])\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script, str(folder)], capture_output=True, text=True, check=True
+    )
+    lines = result.stdout.splitlines()
+    assert "no algorithm 'tiny'" in lines[0]
+    assert lines[1] == "[]"
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change policy.json and seal it anew, as another version could have written it."""
+    description = json.loads((folder / "policy.json").read_text())
+    digests = description.pop("sha256")
+    change(description)
+    digests["description"] = storage._digest(storage._canonical(description))
+    (folder / "policy.json").write_text(json.dumps({**description, "sha256": digests}))
+
+
+def replace_tensors(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    import safetensors.numpy
+
+    tensors = safetensors.numpy.load((folder / "policy.safetensors").read_bytes())
+    change(tensors)
+    content = safetensors.numpy.save(tensors)
+    (folder / "policy.safetensors").write_bytes(content)
+    description = json.loads((folder / "policy.json").read_text())
+    description["sha256"]["tensors"] = storage._digest(content)
+    (folder / "policy.json").write_text(json.dumps(description))
+
+
+def test_every_flipped_byte_is_noticed(folder: Path) -> None:
+    for path in folder.iterdir():
+        original = path.read_bytes()
+        for position in range(0, len(original), 7):
+            damaged = bytearray(original)
+            damaged[position] ^= 4
+            path.write_bytes(damaged)
+            try:
+                loaded = Policy.load(folder)
+            except InputError:
+                continue
+            # JSON may be written in several ways; then all it says is still the same.
+            assert loaded.algorithm == Tiny()
+            assert loaded.update == 100
+        path.write_bytes(original)
+    content = bytearray((folder / "policy.safetensors").read_bytes())
+    content[-1] ^= 1
+    (folder / "policy.safetensors").write_bytes(content)
+    with pytest.raises(InputError, match=r"policy\.safetensors is damaged"):
+        Policy.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda d: d.update(format=2), "format 2"),
+        (lambda d: d["algorithm"].update(name="magic"), "no algorithm 'magic'"),
+        (lambda d: d["algorithm"].update(hiden=3), "cannot be used.* has no hiden"),
+        (lambda d: d.pop("algorithm"), "cannot build .*algorithm"),
+        (lambda d: d["spec"].update(observation_size="many"), "cannot build"),
+        (lambda d: d["spec"].update(observation_size=4), r"does not fit .*\[2, 3\] instead"),
+        (lambda d: d.pop("member"), "lacks 'member'"),
+        (lambda d: d.pop("update"), "lacks 'update'"),
+    ],
+)
+def test_a_description_of_something_else(folder: Path, change: Any, expected: str) -> None:
+    rewrite(folder, change)
+    with pytest.raises(InputError, match=expected):
+        Policy.load(folder)
+
+
+def test_a_description_that_was_edited(folder: Path) -> None:
+    text = (folder / "policy.json").read_text()
+    (folder / "policy.json").write_text(text.replace('"update": 100', '"update": 900'))
+    with pytest.raises(InputError, match=r"policy\.json is damaged"):
+        Policy.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda t: t.pop("noisy.linear.bias"), r"noisy\.linear\.bias is missing"),
+        (lambda t: t.update(more=np.ones(1)), "more is not expected"),
+        (lambda t: t.update({"noisy.flags": np.ones(2)}), r"float64\[2\] instead of bool\[2\]"),
+    ],
+)
+def test_other_tensors(folder: Path, change: Any, expected: str) -> None:
+    replace_tensors(folder, change)
+    with pytest.raises(InputError, match=expected):
+        Policy.load(folder)
+
+
+def test_no_safetensors_in_the_file(folder: Path) -> None:
+    (folder / "policy.safetensors").write_bytes(b"\xff" * 20)
+    description = json.loads((folder / "policy.json").read_text())
+    description["sha256"]["tensors"] = storage._digest(b"\xff" * 20)
+    (folder / "policy.json").write_text(json.dumps(description))
+    with pytest.raises(InputError, match=r"policy\.safetensors is damaged"):
+        Policy.load(folder)
+
+
+def test_a_missing_file(folder: Path) -> None:
+    (folder / "policy.safetensors").unlink()
+    with pytest.raises(InputError, match=r"There is no .*policy\.safetensors"):
+        Policy.load(folder)
+
+
+# --- acting -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> Policy:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(algorithms, "get", lambda name: Tiny)
+        patch.setattr(algorithms, "name_of", lambda algorithm: "tiny")
+        path = tmp_path_factory.mktemp("policies") / "policy"
+        save(path)
+        return Policy.load(path)
+
+
+@given(st.sampled_from([1, 2, 5]), st.sampled_from([1, 4]), st.integers(0, 2**32 - 1))
+@settings(deadline=None, max_examples=20)
+def test_a_batch_equals_its_rows_one_by_one(
+    loaded: Policy, rows: int, best_of: int, seed: int
+) -> None:
+    observations = np.random.default_rng(seed).normal(size=(rows, 3))
+    key = jax.random.key(seed)
+    together = loaded.act(observations, best_of=best_of, key=key)
+    assert together.shape == (rows, 2)
+    assert together.dtype == np.float32
+    for row, row_key in enumerate(jax.random.split(key, rows)):
+        alone = loaded.act(observations[row], best_of=best_of, key=row_key)
+        np.testing.assert_allclose(together[row], alone, atol=1e-6)
+        observation = jnp.asarray(observations[row], jnp.float32)
+        expected = act_alone(loaded.module, observation, Budget(4, best_of), row_key)
+        np.testing.assert_allclose(alone, expected, atol=1e-6)
+
+
+def test_every_leading_shape_is_flattened_in_order(loaded: Policy) -> None:
+    observations = np.random.default_rng(0).normal(size=(2, 3, 3))
+    folded = loaded.act(observations, key=5)
+    flat = loaded.act(observations.reshape(6, 3), key=5)
+    assert folded.shape == (2, 3, 2)
+    assert (folded.reshape(6, 2) == flat).all()
+    assert loaded.act(np.zeros((0, 3))).shape == (0, 2)
+    assert loaded.act([0, 0.5, 1]).shape == (2,)
+
+
+def test_the_stream_is_fresh_every_call_and_the_same_every_load(folder: Path) -> None:
+    observation = np.zeros(3)
+    first, second = (Policy.load(folder, random_seed=7) for _ in range(2))
+    draws = [first.act(observation) for _ in range(4)]
+    assert len({draw.tobytes() for draw in draws}) == 4
+    assert all((second.act(observation) == draw).all() for draw in draws)
+    assert (Policy.load(folder, random_seed=8).act(observation) != draws[0]).any()
+    for key in (jax.random.key(3), jax.random.PRNGKey(3)):
+        assert (first.act(observation, key=key) == first.act(observation, key=3)).all()
+    assert (first.act(observation, key=3) == second.act(observation, key=3)).all()
+
+
+def test_threads_never_share_a_draw(folder: Path) -> None:
+    policy = Policy.load(folder)
+    alone = Policy.load(folder)
+    expected = {alone.act(np.zeros(3)).tobytes() for _ in range(80)}
+    found: list[bytes] = []
+    barrier = threading.Barrier(8)
+
+    def work() -> None:
+        barrier.wait()
+        for _ in range(10):
+            found.append(policy.act(np.zeros(3)).tobytes())
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == len(set(found)) == 80
+    assert set(found) == expected
+
+
+def test_one_compilation_for_a_budget_and_a_batch_shape(folder: Path) -> None:
+    policy = Policy.load(folder)
+    policy.act(np.zeros((3, 3)), steps=2)
+    compiled: Any = policy._act
+    before = compiled._cache_size()
+    for seed in range(3):
+        policy.act(np.full((3, 3), seed), steps=2, key=seed)
+        policy.act(np.zeros((3, 3), np.float64), steps=2)
+    assert compiled._cache_size() == before == 1
+    policy.act(np.zeros((3, 3)), steps=4)
+    assert compiled._cache_size() == 2
+
+
+@pytest.mark.parametrize(
+    ("observation", "expected"),
+    [
+        (np.zeros(4), r"shape \[4\], but this policy takes \[3\]"),
+        (np.zeros((3, 4)), r"shape \[3, 4\]"),
+        (1.0, r"shape \[\]"),
+        ([1.0, np.nan, 0.0], r"entry \[1\] is nan"),
+        ([[0, 0, 0], [0, 0, np.inf]], r"entry \[1, 2\] is inf"),
+        ([0, 1e300, 0], r"entry \[1\] is inf"),
+        (["a", "b", "c"], "no array of numbers"),
+        ([[1, 2, 3], [1, 2]], "no array of numbers"),
+        ([None, {}, 1], "no array of numbers"),
+    ],
+)
+def test_an_observation_that_is_none(loaded: Policy, observation: Any, expected: str) -> None:
+    with pytest.raises(InputError, match=expected):
+        loaded.act(observation)
+
+
+def test_budgets_are_checked(loaded: Policy, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="too many"):
+        loaded.act(np.zeros(3), steps=16)
+    with pytest.raises(InputError, match="best_of=0"):
+        loaded.act(np.zeros(3), best_of=0)
+    save(tmp_path / "plain", algorithm=Tiny(critic=False))
+    plain = Policy.load(tmp_path / "plain")
+    assert plain.act(np.zeros(3)).shape == (2,)
+    with pytest.raises(InputError, match="no critic"):
+        plain.act(np.zeros(3), best_of=2)
+
+
+def test_actions_are_the_callers_own(loaded: Policy) -> None:
+    action = loaded.act(np.zeros(3), key=0)
+    action += 1
+    assert (loaded.act(np.zeros(3), key=0) == action - 1).all()
+
+
+# --- all members ------------------------------------------------------------------------------
+
+
+def test_the_policies_of_a_run_are_stacked_in_order(run: Path) -> None:
+    stacked, members = load_stacked(run)
+    assert members == [Member(2, 3), Member(2, 10), Member(10, 0)]
+    for index, member in enumerate(members):
+        one = jax.tree.map(lambda leaf: leaf[index] if eqx.is_array(leaf) else leaf, stacked)  # noqa: B023
+        assert_same_arrays(one, Policy.load(run, task=member.task, seed=member.seed).module)
+    keys = jax.random.split(jax.random.key(0), 3)
+    act = eqx.filter_vmap(lambda policy, key: act_alone(policy, jnp.ones(3), Budget(2, 4), key))
+    for index, action in enumerate(act(stacked, keys)):
+        member = members[index]
+        alone = Policy.load(run, task=member.task, seed=member.seed).module
+        expected = act_alone(alone, jnp.ones(3), Budget(2, 4), keys[index])
+        np.testing.assert_allclose(action, expected, atol=1e-6)
+
+
+def test_policies_of_different_kinds_are_not_stacked(run: Path) -> None:
+    shutil.rmtree(run / "policy" / "task10-seed0")
+    member = Member(10, 0)
+    save(run / "policy" / str(member), algorithm=Tiny(scale=1.0), member=member)
+    with pytest.raises(InputError, match="task2-seed3 and task10-seed0"):
+        load_stacked(run)
+
+
+def test_policies_of_different_updates_are_not_stacked(run: Path) -> None:
+    member = Member(10, 0)
+    save(run / "policy" / str(member), member=member, update=200)
+    with pytest.raises(InputError, match=r"different updates \(100, 200\).* sorl resume"):
+        load_stacked(run)

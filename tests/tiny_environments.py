@@ -1,0 +1,81 @@
+"""Tiny gymnasium environments; workers import them as `tiny_environments:Reach-v0`."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+GOAL_DISTANCE = 0.3
+
+
+class Reach(gymnasium.Env):
+    """A point in the plane that has to reach the origin, with noise from NumPy's global generator.
+
+    As in OGBench, success and termination are those of the state before the step.
+    """
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (3,), np.float64)
+    action_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
+
+    def __init__(self, trouble: str = "", render_mode: str | None = None):
+        self.trouble = trouble
+        self.render_mode = render_mode
+        self.steps = 0
+
+    def _observation(self) -> np.ndarray:
+        return np.append(self.position, self.steps / 10)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
+        super().reset(seed=seed)
+        self.position = self.np_random.uniform(-1, 1, 2) + np.random.uniform(-0.1, 0.1, 2)  # noqa: NPY002
+        self.steps = 0
+        return self._observation(), {}
+
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict]:
+        if self.trouble and self.steps == 2:
+            if self.trouble == "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise ValueError("the motor is on fire")
+        success = bool(np.linalg.norm(self.position) < GOAL_DISTANCE)
+        self.position = self.position + 0.2 * action + np.random.normal(size=2) * 0.02  # noqa: NPY002
+        self.steps += 1
+        return self._observation(), float(success) - 1, success, False, {"success": success}
+
+    def render(self) -> Any:
+        if self.trouble == "":
+            return np.full((4, 6, 3), self.steps, np.uint8)
+        raise RuntimeError("no picture today")
+
+
+class Discrete(Reach):
+    action_space = gymnasium.spaces.Discrete(3)
+
+
+class Large(Reach):
+    action_space = gymnasium.spaces.Box(-2, 2, (2,), np.float32)
+
+
+class Picture(Reach):
+    observation_space = gymnasium.spaces.Box(0, 1, (4, 4), np.float64)
+
+
+class Wide(Reach):
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (4,), np.float64)
+
+
+def register(name: str, kind: Any, max_episode_steps: int | None = 12, trouble: str = "") -> None:
+    gymnasium.register(name, kind, max_episode_steps=max_episode_steps, kwargs={"trouble": trouble})
+
+
+register("Reach-v0", Reach)
+register("ReachError-v0", Reach, trouble="raise")
+register("ReachDeath-v0", Reach, trouble="die")
+register("ReachForever-v0", Reach, max_episode_steps=None)
+register("ReachDiscrete-v0", Discrete)
+register("ReachLarge-v0", Large)
+register("ReachPicture-v0", Picture)
+register("ReachWide-v0", Wide)
