@@ -184,6 +184,7 @@ def test_select_tasks() -> None:
     np.testing.assert_array_equal(chosen.rewards, dataset.rewards[np.array([2, 0])])
     np.testing.assert_array_equal(chosen.masks, dataset.masks[np.array([2, 0])])
     assert chosen.observations is dataset.observations
+    assert dataset.select_tasks((1, 2, 3)) is dataset
 
 
 @pytest.mark.parametrize(
@@ -314,7 +315,7 @@ BAD = {
     "no tasks": (replace("tasks", lambda _: ()), "no task was named"),
     "task twice": (replace("tasks", lambda _: (1, 1)), "task 1 is named twice"),
     "negative task": (replace("tasks", lambda _: (1, -2)), "task -2 is not a whole number"),
-    "fractional task": (replace("tasks", lambda _: (1, 1.5)), "task 1.5 is not a whole number"),
+    "truth as a task": (replace("tasks", lambda _: (2, True)), "task True is not a whole number"),
 }
 
 

@@ -61,7 +61,7 @@ def by_hand(seed: int) -> list[dict[str, Any]]:
     return rows
 
 
-def assert_same(record: np.ndarray, row: dict[str, Any]) -> None:
+def assert_same(record: np.void, row: dict[str, Any]) -> None:
     for field, value in row.items():
         np.testing.assert_array_equal(record[field], value, err_msg=field)
 

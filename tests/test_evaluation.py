@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from sorl.data.names import EnvironmentName
 from sorl.environments import WorkerError, make_environment
 from sorl.errors import InputError
 from sorl.evaluation import Evaluation, Evaluator, evaluate, rollout_frames
-from sorl.rollouts import LANES, episode_seed
+from sorl.rollouts import LANES, GroupActor, episode_seed
 from sorl.types import Budget, Member
 
 REACH = "tiny_environments:Reach-v0"
@@ -36,11 +37,13 @@ class Homing(AbstractScoredPolicy):
     critic: eqx.nn.MLP
     gain: Float[Array, ""]
 
-    def __init__(self, key: PRNGKeyArray, observation_size: int = 3, action_size: int = 2):
+    def __init__(
+        self, key: PRNGKeyArray, observation_size: int = 3, action_size: int = 2, width: int = 16
+    ):
         keys = jax.random.split(key, 3)
         both = observation_size + action_size
-        self.network = eqx.nn.MLP(both, action_size, 16, 2, key=keys[0])
-        self.critic = eqx.nn.MLP(both, "scalar", 16, 2, key=keys[1])
+        self.network = eqx.nn.MLP(both, action_size, width, 2, key=keys[0])
+        self.critic = eqx.nn.MLP(both, "scalar", width, 2, key=keys[1])
         self.gain = jax.random.uniform(keys[2], (), minval=-0.5, maxval=2.0)
 
     def check_steps(self, steps: int) -> None:
@@ -94,22 +97,31 @@ def scores(rows: Sequence[Evaluation]) -> dict[tuple[Member, Budget], tuple[floa
     return {(row.member, row.budget): (row.success, row.episode_return, row.length) for row in rows}
 
 
-@eqx.filter_jit
-def act_batch(policies: Homing, observations: Array, keys: PRNGKeyArray, budget: Budget) -> Array:
-    def act(policy: Homing, rows: Array, row_keys: PRNGKeyArray) -> Array:
-        return jax.vmap(lambda o, k: inference.act(policy, o, budget=budget, key=k))(rows, row_keys)
-
-    return eqx.filter_vmap(act)(policies, observations, keys)
+@functools.cache
+def homing(members: int) -> tuple[Homing, list[Homing]]:
+    policies = stacked(members)
+    return policies, [one(policies, index) for index in range(members)]
 
 
 @eqx.filter_jit
-def draw(policy: Homing, observation: Array, key: PRNGKeyArray, steps: int) -> Array:
-    return policy.sample(observation, steps=steps, key=key)
+def act_batch(policies: Homing, observations: Any, key_data: Any, budget: Budget) -> Array:
+    def act(policy: Homing, rows: Array, data: Array) -> Array:
+        return jax.vmap(
+            lambda o, d: inference.act(policy, o, budget=budget, key=jax.random.wrap_key_data(d))
+        )(rows, data)
+
+    return eqx.filter_vmap(act)(policies, jnp.asarray(observations), jnp.asarray(key_data))
 
 
 @eqx.filter_jit
-def judge(policy: Homing, observation: Array, action: Array, steps: int) -> Array:
-    return policy.score(observation, action, steps=steps)
+def draw(policy: Homing, observation: Any, key: Any, index: Any, budget: Budget) -> Array:
+    key = jax.random.split(key, budget.best_of)[jnp.asarray(index)]
+    return policy.sample(jnp.asarray(observation), steps=budget.steps, key=key)
+
+
+@eqx.filter_jit
+def judge(policy: Homing, observation: Any, action: Any, steps: int) -> Array:
+    return policy.score(jnp.asarray(observation), jnp.asarray(action), steps=steps)
 
 
 @eqx.filter_jit
@@ -117,34 +129,33 @@ def act_alone(policy: Homing, observation: Array, key: PRNGKeyArray, budget: Bud
     return inference.act(policy, observation, budget=budget, key=key)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=10)
 @given(
     members=st.integers(1, 3),
     batch=st.integers(1, 9),
-    budget=st.builds(Budget, st.sampled_from([1, 2]), st.integers(1, 6)),
+    budget=st.builds(Budget, st.sampled_from([1, 2]), st.sampled_from([1, 2, 5])),
     seed=st.integers(0, 2**31),
 )
 def test_batched_best_of_equals_one_observation_at_a_time(
     members: int, batch: int, budget: Budget, seed: int
 ) -> None:
-    policies = stacked(members)
-    keys = jax.random.split(jax.random.key(seed), (members, batch))
-    observations = 2 * jax.random.normal(jax.random.key(seed + 1), (members, batch, 3))
-
-    batched = act_batch(policies, observations, keys, budget)
-    for m in range(members):
-        policy = one(policies, m)
-        for b in range(batch):
-            drawn = [
-                np.asarray(draw(policy, observations[m, b], key, budget.steps))
-                for key in jax.random.split(keys[m, b], budget.best_of)
-            ]
-            values = [float(judge(policy, observations[m, b], x, budget.steps)) for x in drawn]
-            distances = [float(np.abs(batched[m, b] - action).max()) for action in drawn]
-            chosen = int(np.argmin(distances))
-            assert distances[chosen] < 1e-5
-            # A tie within rounding may be decided either way.
-            assert values[chosen] >= max(values) - 1e-5
+    numbers = np.random.default_rng(seed)
+    observations = numbers.normal(size=(members, batch, 3)).astype(np.float32)
+    key_data = numbers.integers(2**32, size=(members, batch, 2), dtype=np.uint32)
+    policies, alone = homing(members)
+    batched = np.asarray(act_batch(policies, observations, key_data, budget))
+    for m, b in np.ndindex(members, batch):
+        key = jax.random.wrap_key_data(jnp.asarray(key_data[m, b]))
+        drawn = [
+            np.asarray(draw(alone[m], observations[m, b], key, np.asarray(index), budget))
+            for index in range(budget.best_of)
+        ]
+        values = [float(judge(alone[m], observations[m, b], x, budget.steps)) for x in drawn]
+        distances = [float(np.abs(batched[m, b] - action).max()) for action in drawn]
+        chosen = int(np.argmin(distances))
+        assert distances[chosen] < 1e-5
+        # A tie within rounding may be decided either way.
+        assert values[chosen] >= max(values) - 1e-5
 
 
 def by_hand(policy: Homing, member: Member, budget: Budget, episode: int, seed: int) -> Any:
@@ -199,6 +210,22 @@ def test_scores_do_not_depend_on_workers_slots_members_or_budgets() -> None:
     )
     assert scores(alone).items() <= expected.items()
     assert run(workers=1, seed=1) != expected
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_an_action_does_not_depend_on_its_lane_or_its_neighbours(budget: Budget) -> None:
+    policy = one(stacked(1, observation_size=28, action_size=5, width=256), 0)
+    actor = GroupActor(policy, Member(2, 1), budget, seed=4)
+    numbers = np.random.default_rng(0)
+    observations = numbers.normal(size=(LANES, 28))
+    clock = numbers.integers(200, size=(LANES, 2))
+    expected = actor(observations, clock)
+    assert len(np.unique(expected[:, 0])) == LANES
+    order = numbers.permutation(LANES)
+    np.testing.assert_array_equal(actor(observations[order], clock[order]), expected[order])
+    for lane in range(LANES):
+        alone = actor(observations[lane : lane + 1], clock[lane : lane + 1])
+        np.testing.assert_array_equal(alone[0], expected[lane])
 
 
 def test_a_second_evaluation_neither_starts_workers_nor_compiles() -> None:

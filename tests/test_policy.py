@@ -486,5 +486,5 @@ def test_policies_of_different_kinds_are_not_stacked(run: Path) -> None:
 def test_policies_of_different_updates_are_not_stacked(run: Path) -> None:
     member = Member(10, 0)
     save(run / "policy" / str(member), member=member, update=200)
-    with pytest.raises(InputError, match=r"different updates \(100, 200\).* sorl resume"):
+    with pytest.raises(InputError, match=r"different updates \(100, 200\).*`sorl resume"):
         load_stacked(run)

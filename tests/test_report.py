@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from sorl.errors import InputError
-from sorl.report import figures, results
+from sorl.report import drawing, figures, results
 from sorl.report.page import write_report
 from sorl.runs import Run
 
@@ -145,8 +145,8 @@ def test_a_whole_page(tmp_path: Path) -> None:
     # One panel of curves, two heat maps, success against time, one metric.
     assert len(page.figures) == 5
     assert (
-        "SORL on cube-single-play, task 2: 85% success (95% interval 80% to 90%) at 4x1, the best "
-        "of 2 budgets, after 4,000 updates, 2 seeds, 50 episodes each." in page.text
+        "SORL on cube-single-play, task 2: 85% success (95% bootstrap interval 80% to 90%) at 4x1, "
+        "the best of 2 budgets, after 4,000 updates, 2 seeds, 50 episodes each." in page.text
     )
     for expected in ("sha256:abc123", "[256, 256]", "2026-01-01T00:00:00", "no seed was stopped"):
         assert expected in page.text
@@ -192,9 +192,11 @@ def test_a_single_seed_has_no_band_and_says_so(tmp_path: Path) -> None:
     band = "fill-opacity: 0.16"
     single = page_of(make_run(tmp_path / "a", list(curve(seeds=[0])), [], seeds=[0]))
     assert "One seed only, so no interval is drawn." in single.text
-    assert "interval 8" not in single.text
+    assert "bootstrap" not in single.text
     assert band not in single.raw
-    assert band in page_of(make_run(tmp_path / "b")).raw
+    pair = page_of(make_run(tmp_path / "b"))
+    assert band in pair.raw
+    assert "Fewer than five seeds" in pair.text
 
 
 def test_several_runs_share_the_figures(tmp_path: Path) -> None:
@@ -310,16 +312,14 @@ def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
 
     run = make_run(tmp_path / "a")
     first = page_of(run).raw
-    with matplotlib.rc_context({"lines.linewidth": 9.0, "svg.fonttype": "path"}):
+    with matplotlib.rc_context({"xtick.major.size": 9.0, "svg.fonttype": "path"}):
         assert page_of(run).raw == first
-        assert matplotlib.rcParams["lines.linewidth"] == 9.0
+        assert matplotlib.rcParams["xtick.major.size"] == 9.0
 
 
 def test_figures_take_their_colours_from_the_page(tmp_path: Path) -> None:
     page = page_of(make_run(tmp_path / "a"))
     drawn = "".join(page.figures)
-    from sorl.report import drawing
-
     assert not [color for color in drawing.VARIABLES if color in drawn]
     used = set(re.findall(r"var\((--[a-z0-9-]+)\)", page.raw))
     assert used <= set(re.findall(r"(--[a-z0-9-]+):", page.raw))
@@ -444,6 +444,14 @@ def test_pareto_front_equals_the_slow_one(points: np.ndarray) -> None:
         )
         expected.append(bool(np.isfinite(c) and np.isfinite(v) and not beaten))
     assert figures.pareto_front(cost, value).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(150_000, "150k"), (1.5e6, "1.5M"), (0.0, "0"), (0.002, "0.002"), (-1.005, "-1.005")],
+)
+def test_numbers_under_ticks(value: float, text: str) -> None:
+    assert drawing.short(value) == text
 
 
 def test_importing_the_report_is_light() -> None:

@@ -27,9 +27,6 @@ from sorl.data.names import EnvironmentName
 from sorl.data.sources import load_dataset
 from sorl.errors import InputError
 
-# Gymnasium warns that bounds are rounded whenever an environment is made.
-pytestmark = pytest.mark.filterwarnings("ignore:.*precision lowered by casting")
-
 # The cheapest environment to build: most tests here are about files.
 MAZE = "pointmaze-medium-navigate-singletask-v0"
 EPISODES, ROWS = 2, 15
@@ -37,11 +34,14 @@ EPISODES, ROWS = 2, 15
 
 def record(short: str) -> dict[str, np.ndarray]:
     """A small set in OGBench's format: random actions, and rows that solve tasks put in by hand."""
-    name = EnvironmentName.parse(short)
-    random = np.random.default_rng(0)
     with warnings.catch_warnings(action="ignore"):
-        environment = gymnasium.make(name.gymnasium_id, terminate_at_goal=False)
-        environment.action_space.seed(0)
+        return _record(EnvironmentName.parse(short))
+
+
+def _record(name: EnvironmentName) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(0)
+    environment = gymnasium.make(name.gymnasium_id, terminate_at_goal=False)
+    environment.action_space.seed(0)
     simulator: Any = environment.unwrapped
     buttons = int(getattr(simulator, "_num_buttons", 0))
     rows: dict[str, list[Any]] = {key: [] for key in ("observations", "actions", "qpos", "qvel")}
@@ -117,6 +117,8 @@ def refusal(*args: Any, **kwargs: Any) -> str:
     return message
 
 
+# Made by ogbench, environments warn that bounds are rounded; made by us, they must not.
+@pytest.mark.filterwarnings("ignore:.*precision lowered by casting")
 @pytest.mark.parametrize(
     ("short", "tasks"),
     [
@@ -153,6 +155,11 @@ def test_all_tasks_equal_ogbenchs_own_loading(
         np.testing.assert_array_equal(ours.action, clipped)
         np.testing.assert_array_equal(1 - ours.next_action_mask, theirs["terminals"])
         assert 0 < np.count_nonzero(theirs["masks"] == 0) < len(theirs["masks"])
+
+
+def test_loading_warns_of_nothing(tmp_path: Path) -> None:
+    path = save(tmp_path / "cube.npz", record("cube-single-play-singletask-v0"))
+    load_dataset("cube-single-play-singletask-v0", data=path)  # warnings are errors here
 
 
 def test_default_task_and_named_task(maze_file: Path) -> None:
@@ -491,6 +498,7 @@ def test_damaged_download_never_becomes_the_file(server: Server, tmp_path: Path)
 def test_absent_on_the_server(server: Server, tmp_path: Path) -> None:
     message = refusal("antmaze-large-navigate-singletask-v0", folder=tmp_path)
     assert "answers 404" in message
+    assert not any(tmp_path.glob("*.part"))
     assert f"put antmaze-large-navigate-v0.npz into {tmp_path}" in message
     assert "sorl generate" not in message
     message = refusal(MAZE, folder=tmp_path, validation=True)
@@ -502,6 +510,7 @@ def test_server_out_of_reach(server: Server, tmp_path: Path) -> None:
     server.http.server_close()
     message = refusal(MAZE, folder=tmp_path / "folder")
     assert "cannot be reached" in message
+    assert not any((tmp_path / "folder").iterdir())
     assert (
         f"make it with `sorl generate pointmaze-medium-navigate-v0 --out {tmp_path}/folder`"
         in message
@@ -523,3 +532,9 @@ def test_verify_reads_everything(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(InputError, match="damaged"):
         ArchiveReader(path).verify()
+
+
+def test_empty_answer(server: Server, tmp_path: Path) -> None:
+    server.content = b""
+    assert "not an intact .npz file" in refusal(MAZE, folder=tmp_path)
+    assert not list(tmp_path.glob("pointmaze*"))

@@ -180,7 +180,7 @@ class _Slot:
         self.environment_id = environment_id
         return True
 
-    def reset(self, seed: int, record: np.ndarray) -> None:
+    def reset(self, seed: int, record: np.void) -> None:
         # OGBench's mazes draw from NumPy's global generator and from the action space, so both
         # are this slot's own: an episode must not depend on its neighbours in the worker.
         self.generator = np.random.PCG64(seed)
@@ -190,7 +190,7 @@ class _Slot:
         for field in ("episode_return", "reward", "success", "length", "done"):
             record[field] = 0
 
-    def step(self, record: np.ndarray) -> None:
+    def step(self, record: np.void) -> None:
         if record["done"]:
             raise RuntimeError("a step was asked of an episode that has ended: reset the slot")
         _global_random.set_bit_generator(self.generator)
@@ -198,7 +198,7 @@ class _Slot:
             record["action"].copy()
         )
         record["observation"] = observation
-        record["reward"] = reward
+        record["reward"] = float(reward)
         record["episode_return"] += float(reward)
         record["success"] = float(info.get("success", 0.0))
         record["length"] += 1

@@ -194,14 +194,14 @@ class VectorEnvironment:
         """
         return self._records[list(slots)]
 
-    def reset(self, slot: int, environment_id: str, seed: int) -> np.ndarray:
+    def reset(self, slot: int, environment_id: str, seed: int) -> np.void:
         """Start an episode in one slot and wait; returns its record, see `records`."""
         worker = slot % self.workers
         self.send(worker, 0, resets={slot: (environment_id, seed)}, actions={})
         self._receive(worker)
         return self.records([slot])[0]
 
-    def step(self, slot: int, action: np.ndarray) -> np.ndarray:
+    def step(self, slot: int, action: np.ndarray) -> np.void:
         """Make one step in one slot and wait; returns its record, see `records`."""
         worker = slot % self.workers
         self.send(worker, 0, resets={}, actions={slot: action})

@@ -7,6 +7,7 @@ members and budgets are evaluated with it; `sorl.rollouts` says how.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -21,7 +22,6 @@ from sorl.environments import VectorEnvironment
 from sorl.errors import InputError
 from sorl.rendering import rollout_frames
 from sorl.rollouts import (
-    GROUPS_PER_WORKER,
     LANES,
     GroupActor,
     environment_id,
@@ -94,7 +94,7 @@ class Evaluator:
             of task 0, any gymnasium id, `module:Name-v0` included.
         workers: worker processes; as many as this process has CPU cores if None.
         slots: episodes that run at once; a manipulation environment takes some 140 MB. If None,
-            enough to keep the workers busy, and no more than there are episodes.
+            8 for each worker, and no more than there are episodes.
         max_episode_steps: cut episodes off earlier than the environment does.
 
     Raises:
@@ -146,9 +146,8 @@ class Evaluator:
 
     def _start(self, task: int, episodes: int) -> VectorEnvironment:
         if self._vector is None:
-            cores = len(os.sched_getaffinity(0))
-            workers = self._workers or min(cores, self._slots or episodes)
-            slots = self._slots or max(workers, min(episodes, LANES * GROUPS_PER_WORKER * workers))
+            workers = self._workers or min(_cores(), self._slots or episodes)
+            slots = self._slots or max(workers, min(episodes, LANES * workers))
             self._vector = VectorEnvironment(
                 environment_id(self._environment, task),
                 slots=slots,
@@ -173,6 +172,12 @@ class Evaluator:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _cores() -> int:
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))  # a container may have fewer than the machine
+    return os.cpu_count() or 1
 
 
 def evaluate(

@@ -317,6 +317,7 @@ class _Worker:
         self._run.rewind(update)
         self._update = update
         if self.is_milestone(update):
+            self._release(update, state)  # a kill may have come between checkpoint and policies
             rows = [row for row in self._run.evaluations() if row["update"] == update]
             if len(rows) < len(self._members) * len(self._job.budgets):
                 self._run.rewind_evaluations(update - 1)
@@ -361,8 +362,10 @@ class _Worker:
     def save(self, update: int, state: TrainingState, *, milestone: bool) -> None:
         """Write a checkpoint, and at a milestone the members' policies."""
         checkpoint.save(self._run.checkpoints, update, state, {}, milestone=milestone)
-        if not milestone:
-            return
+        if milestone:
+            self._release(update, state)
+
+    def _release(self, update: int, state: TrainingState) -> None:
         policies = self._policies(state)
         origin = {
             name: self._run.config[name]

@@ -32,7 +32,7 @@ def gradient_step(
         The model, the optimiser's state and the gradient's global norm before clipping.
     """
     updates, optimizer_state = optimizer.update(gradient, optimizer_state)
-    return eqx.apply_updates(model, updates), optimizer_state, optax.global_norm(gradient)
+    return eqx.apply_updates(model, updates), optimizer_state, optax.tree.norm(gradient)
 
 
 def moving_average(target: Model, online: Model, *, rate: float) -> Model:

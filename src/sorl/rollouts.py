@@ -15,15 +15,15 @@ starts and noise, which makes their differences less noisy than independent draw
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt32
 
@@ -38,9 +38,6 @@ if TYPE_CHECKING:
 
 LANES = 8
 """Episodes that one call of the compiled act serves; fixed, see the head of this file."""
-
-GROUPS_PER_WORKER = 2
-"""While one group of a worker is acted for, the worker steps the other one."""
 
 _LATENCY_CALLS = 100
 _LATENCY_SECONDS = 2.0
@@ -71,15 +68,37 @@ def episode_seed(seed: int, task: int, episode: int) -> int:
     return int(np.random.SeedSequence([seed, task, episode]).generate_state(1)[0])
 
 
-@eqx.filter_jit
+class _Flat(NamedTuple):
+    """A policy taken apart once, because `eqx.filter_jit` would do so at every call."""
+
+    arrays: list[Array]
+    static: tuple[Hashable, ...]
+
+
+def _flatten(policy: AbstractPolicy) -> _Flat:
+    arrays, static = eqx.partition(policy, eqx.is_array)
+    leaves, structure = jax.tree.flatten(arrays)
+    others, rest = jax.tree.flatten(static)
+    return _Flat(leaves, (structure, rest, *others))
+
+
+def _unflatten(flat: _Flat) -> AbstractPolicy:
+    structure, rest, *others = flat.static
+    return eqx.combine(jax.tree.unflatten(structure, flat.arrays), jax.tree.unflatten(rest, others))
+
+
+@functools.partial(jax.jit, static_argnames=("static", "budget"))
 def _act_group(
-    policy: AbstractPolicy,
-    observations: Float[Array | np.ndarray, "lanes observation_size"],
-    identity: UInt32[Array | np.ndarray, " 3"],
-    clock: UInt32[Array | np.ndarray, "lanes 2"],
+    arrays: list[Array],
+    observations: Float[Array, "lanes observation_size"],
+    identity: UInt32[Array, " 3"],
+    clock: UInt32[Array, "lanes 2"],
+    *,
+    static: tuple[Hashable, ...],
     budget: Budget,
 ) -> Float[Array, "lanes action_size"]:
     """Act for every lane; `identity` is (seed, task, member's seed), `clock` (episode, step)."""
+    policy = _unflatten(_Flat(arrays, static))
     seed, *member = identity
     key = jax.random.key(seed)
     for number in member:
@@ -91,17 +110,20 @@ def _act_group(
         lane_key = jax.random.fold_in(jax.random.fold_in(key, now[0]), now[1])
         return inference.act(policy, observation, budget=budget, key=lane_key)
 
-    return jax.vmap(act_lane)(jnp.asarray(observations), jnp.asarray(clock))
+    return jax.vmap(act_lane)(observations, clock)
 
 
-@eqx.filter_jit
+@functools.partial(jax.jit, static_argnames=("static", "budget"))
 def _act_one(
-    policy: AbstractPolicy,
-    observation: Float[Array | np.ndarray, " observation_size"],
-    seed: UInt32[Array | np.ndarray, ""],
+    arrays: list[Array],
+    observation: Float[Array, " observation_size"],
+    seed: UInt32[Array, ""],
+    *,
+    static: tuple[Hashable, ...],
     budget: Budget,
 ) -> Float[Array, " action_size"]:
-    return inference.act(policy, jnp.asarray(observation), budget=budget, key=jax.random.key(seed))
+    policy = _unflatten(_Flat(arrays, static))
+    return inference.act(policy, observation, budget=budget, key=jax.random.key(seed))
 
 
 def latency(policy: AbstractPolicy, budget: Budget, observation_size: int) -> float:
@@ -109,12 +131,14 @@ def latency(policy: AbstractPolicy, budget: Budget, observation_size: int) -> fl
 
     Compiled before the clock starts; 100 calls, fewer if they would take over two seconds.
     """
+    flat = _flatten(policy)
+    act: Any = functools.partial(_act_one, flat.arrays, static=flat.static, budget=budget)
     observation = np.zeros(observation_size, np.float32)
-    np.asarray(_act_one(policy, observation, np.asarray(0, np.uint32), budget))
+    np.asarray(act(observation, np.asarray(0, np.uint32)))
     times: list[float] = []
     while len(times) < _LATENCY_CALLS and (len(times) < 3 or sum(times) < _LATENCY_SECONDS):
         start = time.perf_counter()
-        np.asarray(_act_one(policy, observation, np.asarray(len(times), np.uint32), budget))
+        np.asarray(act(observation, np.asarray(len(times), np.uint32)))
         times.append(time.perf_counter() - start)
     return 1000 * float(np.median(times))
 
@@ -135,9 +159,11 @@ class GroupActor:
     """
 
     def __init__(self, policy: AbstractPolicy, member: Member, budget: Budget, seed: int):
-        self._policy = policy
+        flat = _flatten(policy)
+        self._act: Any = functools.partial(
+            _act_group, flat.arrays, static=flat.static, budget=budget
+        )
         self.member = member
-        self._budget = budget
         self._identity = np.asarray([seed, member.task, member.seed], np.uint32)
         self.seconds = 0.0
         self.steps = 0
@@ -151,9 +177,7 @@ class GroupActor:
         observations = np.zeros((LANES, observation_size), np.float32)
         clock = np.zeros((LANES, 2), np.uint32)
         try:
-            actions = np.asarray(
-                _act_group(self._policy, observations, self._identity, clock, self._budget)
-            )
+            actions = np.asarray(self._act(observations, self._identity, clock))
         except (TypeError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
@@ -183,16 +207,11 @@ class GroupActor:
         """
         rows = len(observations)
         start = time.perf_counter()
-        padding = ((0, LANES - rows), (0, 0))
-        actions = np.asarray(
-            _act_group(
-                self._policy,
-                np.pad(observations.astype(np.float32), padding),
-                self._identity,
-                np.pad(clock.astype(np.uint32), padding),
-                self._budget,
-            )
-        )[:rows]
+        padded = np.zeros((LANES, observations.shape[1]), np.float32)
+        padded[:rows] = observations
+        padded_clock = np.zeros((LANES, 2), np.uint32)
+        padded_clock[:rows] = clock
+        actions = np.asarray(self._act(padded, self._identity, padded_clock))[:rows]
         self.seconds += time.perf_counter() - start
         self.steps += rows
         if not np.all(np.isfinite(actions)):
@@ -279,10 +298,15 @@ def run_rollouts(
 
 
 def _groups(vector: VectorEnvironment) -> list[_Group]:
-    """Divide the slots: a group's slots belong to one worker, and each has at least two groups."""
+    """Divide the slots; all slots of a group belong to one worker.
+
+    With more than `LANES` slots, a worker steps one group while another is acted for. That pays
+    where acting takes long and another processor does it (a GPU, idle cores). On two cores shared
+    with two workers it costs more than it gains, so it is not the default.
+    """
     groups = []
     for worker in range(vector.workers):
-        slots = list(range(worker, vector.slots, vector.workers))
-        parts = max(-(-len(slots) // LANES), min(GROUPS_PER_WORKER, len(slots)))
-        groups += [_Group(worker, slots[part::parts]) for part in range(parts)]
+        slots = range(worker, vector.slots, vector.workers)
+        parts = -(-len(slots) // LANES)
+        groups += [_Group(worker, list(slots[part::parts])) for part in range(parts)]
     return groups

@@ -1,6 +1,8 @@
 """Training many members (tasks x seeds) in one compiled program; yields snapshots.
 
-The dataset, the members' states and the batches stay on the device: one chunk of updates is one
+Members are mapped on each device and laid over the devices: a GPU takes all of them in large
+kernels, while the cores of a CPU (as many devices as `jax_num_cpu_devices` says) take some each,
+which spares them from waiting for each other inside every small product. The dataset, the members' states and the batches stay on the device: one chunk of updates is one
 call. Everything random in a member derives from its own task and seed and from the update's
 number, so members do not influence each other and nothing random has to be saved for a resume.
 """
@@ -17,7 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, PyTree
 
 from sorl.algorithm import AbstractAlgorithm
 from sorl.data.dataset import Dataset
@@ -26,6 +29,10 @@ from sorl.types import Member
 
 State = TypeVar("State")
 
+Sums = dict[str, Float[Array, " local"]]
+Healthy = Bool[Array, " local"]
+
+MEMBERS = "members"
 CRITIC_LOSS = "critic/loss"
 
 # TD errors of this many times the largest reward are no value function: with discount γ values
@@ -143,15 +150,22 @@ def _chunks(
     done: int,
     state: TrainingState,
 ) -> Iterator[Snapshot]:
+    mesh = _mesh(len(members))
+    over_members = NamedSharding(mesh, PartitionSpec(MEMBERS))
     _, keys = _split_keys(members)
-    task_index = jnp.asarray([dataset.tasks.index(member.task) for member in members])
+    keys = jax.device_put(keys, over_members)
+    task_index = jax.device_put(
+        jnp.asarray([dataset.tasks.index(member.task) for member in members]), over_members
+    )
+    state = jax.device_put(state, over_members)
     largest_reward = float(jnp.max(jnp.abs(dataset.rewards)))
     limit = (EXPLOSION * max(largest_reward, 1.0)) ** 2
+    dataset = jax.device_put(dataset, NamedSharding(mesh, PartitionSpec()))
     while done < updates:
         count = min(chunk - done % chunk, updates - done)
         alive_before = np.asarray(state.alive)
         state, metrics = _run_chunk(
-            algorithm, batch_size, state, dataset, task_index, keys, done, count, limit
+            algorithm, batch_size, mesh, state, dataset, task_index, keys, done, count, limit
         )
         done += count
         host_metrics = {name: np.asarray(value) for name, value in metrics.items()}
@@ -172,23 +186,46 @@ def _chunks(
         )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
 def _run_chunk(
+    algorithm: AbstractAlgorithm[Any],
+    batch_size: int,
+    mesh: Mesh,
+    state: TrainingState,
+    dataset: Dataset,
+    task_index: Int[Array, " members"],
+    keys: Key[Array, " members"],
+    start: Int[Array, ""] | int,
+    count: Int[Array, ""] | int,
+    limit: Float[Array, ""] | float,
+) -> tuple[TrainingState, dict[str, Float[Array, " members"]]]:
+    """`count` updates of every member; the count is not static, so any chunk compiles once."""
+    split, same = PartitionSpec(MEMBERS), PartitionSpec()
+    return jax.shard_map(
+        functools.partial(_run_local_chunk, algorithm, batch_size),
+        mesh=mesh,
+        in_specs=(split, same, split, split, same, same, same),
+        out_specs=split,
+        check_vma=False,  # nothing is exchanged between devices, so there is nothing to check
+    )(state, dataset, task_index, keys, start, count, limit)
+
+
+def _run_local_chunk(
     algorithm: AbstractAlgorithm[Any],
     batch_size: int,
     state: TrainingState,
     dataset: Dataset,
-    task_index: Int[Array, " members"],
-    keys: PRNGKeyArray,
+    task_index: Int[Array, " local"],
+    keys: Key[Array, " local"],
     start: Int[Array, ""],
     count: Int[Array, ""],
     limit: Float[Array, ""],
-) -> tuple[TrainingState, dict[str, Float[Array, " members"]]]:
-    """`count` updates of every member; the count is not static, so any chunk compiles once."""
+) -> tuple[TrainingState, dict[str, Float[Array, " local"]]]:
+    """The chunk for the members of one device."""
 
-    def update_all(
-        update_index: Int[Array, ""], states: PyTree
-    ) -> tuple[PyTree, dict[str, Float[Array, " members"]]]:
+    def update(
+        states: PyTree, update_index: Int[Array, ""]
+    ) -> tuple[PyTree, dict[str, Float[Array, " local"]]]:
         def one(
             member_state: PyTree, index: Int[Array, ""], key: PRNGKeyArray
         ) -> tuple[PyTree, dict[str, Float[Array, ""]]]:
@@ -199,35 +236,36 @@ def _run_chunk(
             )
             return member_state, dict(metrics)
 
-        return eqx.filter_vmap(one)(states, task_index, keys)
+        return jax.vmap(one)(states, task_index, keys)
 
-    def body(
-        i: Int[Array, ""],
-        carry: tuple[PyTree, dict[str, Float[Array, " members"]], Bool[Array, " members"]],
-    ) -> tuple[PyTree, dict[str, Float[Array, " members"]], Bool[Array, " members"]]:
-        arrays, sums, healthy = carry
-        states, metrics = update_all(start + i, eqx.combine(arrays, static))
+    def body(i: Int[Array, ""], carry: tuple[PyTree, Sums, Healthy]) -> tuple[PyTree, Sums, Healthy]:
+        states, sums, healthy = carry
+        states, metrics = update(states, start + i)
         for name, value in metrics.items():
             healthy &= jnp.isfinite(value)
             if name == CRITIC_LOSS:
                 healthy &= value <= limit
-        sums = {name: sums[name] + value for name, value in metrics.items()}
-        return eqx.filter(states, eqx.is_array), sums, healthy
+        return states, {name: sums[name] + value for name, value in metrics.items()}, healthy
 
-    arrays, static = eqx.partition(state.algorithm, eqx.is_array)
-    _, shapes = eqx.filter_eval_shape(update_all, start, state.algorithm)
+    _, shapes = jax.eval_shape(update, state.algorithm, start)
     zeros = {name: jnp.zeros(shape.shape, shape.dtype) for name, shape in shapes.items()}
-    final, sums, healthy = jax.lax.fori_loop(0, count, body, (arrays, zeros, state.alive))
+    final, sums, healthy = jax.lax.fori_loop(0, count, body, (state.algorithm, zeros, state.alive))
 
     def keep(new: Array, old: Array) -> Array:
         return jnp.where(healthy.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
 
-    final = jax.tree.map(keep, final, arrays)
-    means = {name: value / count for name, value in sums.items()}
-    return TrainingState(eqx.combine(final, static), healthy), means
+    final = jax.tree.map(keep, final, state.algorithm)
+    return TrainingState(final, healthy), {name: value / count for name, value in sums.items()}
 
 
-def _split_keys(members: Sequence[Member]) -> tuple[PRNGKeyArray, PRNGKeyArray]:
+def _mesh(members: int) -> Mesh:
+    """The largest number of devices that takes equal shares of the members."""
+    devices = jax.devices()
+    count = max(n for n in range(1, min(members, len(devices)) + 1) if members % n == 0)
+    return Mesh(np.asarray(devices[:count]), (MEMBERS,))
+
+
+def _split_keys(members: Sequence[Member]) -> tuple[Key[Array, " members"], Key[Array, " members"]]:
     """Keys for the members' initial states and for their updates."""
     keys = jnp.stack(
         [jax.random.fold_in(jax.random.key(member.seed), member.task) for member in members]

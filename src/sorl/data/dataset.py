@@ -208,6 +208,8 @@ class Dataset(eqx.Module):
                 )
         if not tasks or len(set(tasks)) < len(tasks):
             raise InputError(f"Tasks {tuple(tasks)} are not possible: name each task once.")
+        if tuple(tasks) == self.tasks:
+            return self
         places = np.array([self.tasks.index(task) for task in tasks])
         return Dataset(
             observations=self.observations,

@@ -60,10 +60,13 @@ def download(url: str, target: Path) -> None:
         ) from None
     except OSError as error:
         raise InputError(f"{part}: cannot be written ({error.strerror or error}).") from None
+    finally:
+        if os.path.exists(part) and os.path.getsize(part) == 0:
+            part.unlink()
     try:
         ArchiveReader(part).verify()
     except InputError:
-        part.unlink()
+        part.unlink(missing_ok=True)
         raise InputError(
             f"{url}: what arrived is not an intact .npz file and was removed; run again."
         ) from None

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -38,15 +38,14 @@ class Relabeller:
         import ogbench  # noqa: F401  registers its environments with gymnasium
 
         self.name = name
-        # Gymnasium warns that the bounds of the float64 spaces are rounded, which is of no matter.
-        with warnings.catch_warnings(action="ignore"):
+        with _quiet():
             self._environment = gymnasium.make(name.gymnasium_id, disable_env_checker=True)
             self._environment.reset(seed=0)
             self._observation_size = _size(self._environment.observation_space)
             self._action_size = _size(self._environment.action_space)
         self._simulator: Any = self._environment.unwrapped
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Relabeller:
         return self
 
     def __exit__(
@@ -106,7 +105,8 @@ class Relabeller:
             for start in range(0, rows, _ROWS_AT_ONCE):
                 part = slice(start, start + _ROWS_AT_ONCE)
                 chunk = {key: values[part] for key, values in states.items()}
-                relabel_dataset(self.name.gymnasium_id, self._environment, chunk)
+                with _quiet():
+                    relabel_dataset(self.name.gymnasium_id, self._environment, chunk)
                 rewards[place, part] = chunk["rewards"]
                 masks[place, part] = chunk["masks"]
         return rewards, masks
@@ -132,6 +132,11 @@ class Relabeller:
             check_finite(str(reader.path), key, array)
             states[key] = array
         return states
+
+
+def _quiet() -> warnings.catch_warnings:
+    """Hide Gymnasium's warning, at every reset, that bounds of float64 spaces are rounded."""
+    return warnings.catch_warnings(action="ignore")
 
 
 def _size(space: Any) -> int:

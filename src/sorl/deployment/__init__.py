@@ -1,0 +1,1 @@
+"""Using a trained policy, without anything that trained it."""

@@ -86,7 +86,7 @@ def draw(width: float, height: float, label: str, paint: Callable[[Axes], None])
         "svg.hashsalt": label,
     }
     with matplotlib.rc_context():
-        pass  # nobody's matplotlibrc may change a report
+        matplotlib.rcdefaults()  # nobody's matplotlibrc may change a report
         matplotlib.rcParams.update(settings)
         figure = Figure(figsize=(width / 72, height / 72), layout="constrained")
         figure.patch.set_alpha(0.0)
@@ -139,7 +139,7 @@ def short(value: float) -> str:
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.4g}{unit}"
-    return f"{value:.3g}"
+    return f"{value:.4g}"
 
 
 def percent(value: float) -> str:

@@ -82,9 +82,8 @@ def _sentence(run: Results) -> str:
     estimate = bootstrap(scores)
     interval = ""
     if not math.isnan(float(estimate.low)):
-        interval = (
-            f" (95% interval {percent(float(estimate.low))} to {percent(float(estimate.high))})"
-        )
+        low, high = percent(float(estimate.low)), percent(float(estimate.high))
+        interval = f" (95% bootstrap interval {low} to {high})"
     last = evaluations.measures["success"][-1]  # [budgets, seeds, tasks]
     among = int((~np.isnan(last)).any(axis=(1, 2)).sum())
     choice = f", the best of {among} budgets," if among > 1 else ""

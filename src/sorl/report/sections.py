@@ -51,7 +51,8 @@ def interval_notes(runs: Sequence[Results]) -> list[str]:
     if few:
         notes.append(
             f"{_names(few, runs)}Fewer than five seeds, from which a bootstrap interval comes out "
-            "too narrow; take it as a sign of the spread."
+            "too narrow: that of two seeds of one task is their range, and holds the true mean "
+            "only half of the time. Take it as a sign of the spread."
         )
     return notes
 

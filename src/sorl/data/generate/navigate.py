@@ -20,10 +20,10 @@ def roll_navigate_episode(
     the caller seeds, because the maze itself draws from it.
     """
     maze: Any = environment.unwrapped
-    cells = list(zip(*np.nonzero(maze.maze_map == 0), strict=True))
+    cells: list[tuple[int, int]] = [(i, j) for i, j in np.argwhere(maze.maze_map == 0).tolist()]
     goals = [cell for cell in cells if not _is_corridor(maze.maze_map, *cell)]
 
-    def draw(choices: list) -> tuple[int, int]:
+    def draw(choices: list[tuple[int, int]]) -> tuple[int, int]:
         return choices[np.random.randint(len(choices))]  # noqa: NPY002
 
     maze.action_space.seed(seed)

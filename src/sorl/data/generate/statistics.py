@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
-import zipfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from sorl.data.archive import ArchiveReader
+from sorl.data.checks import check_kind
 from sorl.data.names import NUMBER_OF_TASKS, EnvironmentName, dataset_names
+from sorl.data.relabel import Relabeller
 from sorl.errors import InputError
 
 
@@ -40,7 +41,7 @@ class Description:
     saturation: float
     """Share of the actions' entries that are exactly -1 or 1."""
     successes: tuple[TaskSuccess, ...]
-    """One for each task; none for a set whose name OGBench doesn't know or that has no `qpos`."""
+    """One for each task; none for a file whose name OGBench does not know."""
 
     def __str__(self) -> str:
         lengths = ", ".join(f"{n} of {rows} rows" for rows, n in self.episode_lengths.items())
@@ -61,53 +62,42 @@ def describe(path: Path) -> Description:
     """Compute the figures of `NAME.npz` or `NAME-val.npz`; which tasks there are follows from NAME.
 
     Raises:
-        InputError: the file is missing or is no archive with the arrays that are needed.
+        InputError: the file is missing, damaged or not in OGBench's layout.
     """
-    try:
-        # NumPy leaves a file open that it opened and could not read.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            keys = ("actions", "terminals", "qpos", "button_states")
-            arrays = {key: archive[key] for key in keys if key in archive.files}
-        actions, ends = arrays["actions"], np.flatnonzero(arrays["terminals"])
-    except FileNotFoundError:
-        raise InputError(f"There is no file {path}.") from None
-    except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} is no data set in OGBench's layout ({error}).") from error
+    reader = ArchiveReader(path)
+    reader.require("actions", "terminals")
+    actions = check_kind(str(path), "actions", reader.read("actions"), kinds="f")
+    terminals = check_kind(str(path), "terminals", reader.read("terminals"), kinds="biuf") != 0
+    if not len(actions) or terminals.shape != actions.shape[:1]:
+        raise InputError(
+            f"{path}: actions of shape {actions.shape} and terminals of shape {terminals.shape} "
+            "are not the rows of a data set."
+        )
+    lengths = np.diff(np.flatnonzero(terminals), prepend=-1)
     name = path.stem.removesuffix("-val")
-    known = name in dataset_names() and "qpos" in arrays
     return Description(
         path=path,
         rows=len(actions),
-        episode_lengths=dict(sorted(Counter(np.diff(ends, prepend=-1).tolist()).items())),
+        episode_lengths=dict(sorted(Counter(lengths.tolist()).items())),
         saturation=float(np.mean(np.abs(actions) == 1.0)),
-        successes=_count_successes(name, arrays) if known else (),
+        successes=_count_successes(name, reader, terminals) if name in dataset_names() else (),
     )
 
 
-def _count_successes(dataset: str, arrays: dict[str, np.ndarray]) -> tuple[TaskSuccess, ...]:
-    with warnings.catch_warnings():
-        # ogbench's import and its environments warn about displays and number types.
-        warnings.simplefilter("ignore")
-        import gymnasium
-        from ogbench.relabel_utils import relabel_dataset
-
-        terminals = arrays["terminals"].astype(bool)
-        episode = (np.cumsum(terminals) - terminals)[~terminals]
-        data = {key: arrays[key][~terminals] for key in ("qpos", "button_states") if key in arrays}
-        successes: list[TaskSuccess] = []
-        for task in range(1, NUMBER_OF_TASKS + 1):
-            identifier = EnvironmentName(dataset, task).gymnasium_id
-            environment = gymnasium.make(identifier, disable_env_checker=True)
-            relabel_dataset(identifier, environment, data)
-            environment.close()
-            solved = data["masks"] == 0.0
-            rows = int(np.count_nonzero(solved))
-            successes.append(
-                TaskSuccess(
-                    task=task,
-                    rows=rows,
-                    per_million=1e6 * rows / max(1, len(solved)),
-                    episodes=len(np.unique(episode[solved])),
-                )
-            )
-    return tuple(successes)
+def _count_successes(
+    dataset: str, reader: ArchiveReader, terminals: np.ndarray
+) -> tuple[TaskSuccess, ...]:
+    tasks = range(1, NUMBER_OF_TASKS + 1)
+    with Relabeller(EnvironmentName(dataset, tasks[0])) as relabeller:
+        _, masks = relabeller.label(reader, len(terminals), tasks)
+    episode = np.cumsum(terminals) - terminals
+    solved = ~masks & ~terminals
+    return tuple(
+        TaskSuccess(
+            task=task,
+            rows=int(np.count_nonzero(rows)),
+            per_million=1e6 * np.count_nonzero(rows) / max(1, np.count_nonzero(~terminals)),
+            episodes=len(np.unique(episode[rows])),
+        )
+        for task, rows in zip(tasks, solved, strict=True)
+    )

@@ -1,0 +1,28 @@
+"""Settings of every test: shapes are enforced, rank promotion raises, nothing is shared."""
+
+from __future__ import annotations
+
+import os
+
+# Before JAX starts: tests run beside each other, so one thread a test process is fair and faster.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
+
+import hypothesis
+import numpy as np
+import pytest
+
+hypothesis.settings.register_profile(
+    "sorl",
+    deadline=None,  # the first example compiles
+    max_examples=25,
+    print_blob=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("sorl")
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """A generator with a fixed seed."""
+    return np.random.default_rng(0)

@@ -1,0 +1,48 @@
+"""Networks: sizes of the paper, agreement with plain NumPy, one sample as in a batch."""
+
+from __future__ import annotations
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy_networks as slow
+
+from sorl.nn import MLP, Critic, VelocityField
+
+
+def count(module):
+    return sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(module, eqx.is_array)))
+
+
+def test_parameter_counts_are_the_papers():
+    """Observation 28, action 5: 808,965 and 1,620,994 parameters."""
+    hidden = (512,) * 4
+    assert count(VelocityField(28, 5, hidden, key=jax.random.key(0))) == 808_965
+    assert count(Critic(28, 5, 1, hidden, heads=2, key=jax.random.key(0))) == 1_620_994
+
+
+def test_mlp_equals_numpy_with_and_without_layer_norm(rng):
+    x = rng.normal(size=6)
+    for layer_norm in (False, True):
+        network = MLP(6, (16, 8), 3, layer_norm=layer_norm, key=jax.random.key(1))
+        found = network(jnp.asarray(x, jnp.float32))
+        np.testing.assert_allclose(found, slow.mlp(network, x), rtol=1e-4, atol=1e-5)
+
+
+def test_initial_weights_are_glorot_uniform():
+    weight = np.asarray(MLP(300, (500,), 1, layer_norm=False, key=jax.random.key(2)).layers[0].weight)
+    bound = np.sqrt(6 / (300 + 500))
+    assert np.abs(weight).max() <= bound
+    np.testing.assert_allclose(weight.std(), bound / np.sqrt(3), rtol=0.01)
+
+
+def test_heads_are_different_networks_and_batches_equal_single_samples(rng):
+    critic = Critic(3, 2, 1, (16, 16), heads=2, key=jax.random.key(3))
+    s, a = rng.normal(size=(7, 3)), rng.normal(size=(7, 2))
+    values = jax.vmap(lambda s, a: critic(s, a, jnp.float32(4)))(
+        jnp.asarray(s, jnp.float32), jnp.asarray(a, jnp.float32)
+    )
+    expected = [slow.q_values(critic, s[i], a[i], 4.0) for i in range(7)]
+    np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-5)
+    assert np.abs(values[:, 0] - values[:, 1]).min() > 1e-4
