@@ -6,8 +6,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpy_networks as slow
 
+import numpy_networks as slow
 from sorl.nn import MLP, Critic, VelocityField
 
 
@@ -31,7 +31,9 @@ def test_mlp_equals_numpy_with_and_without_layer_norm(rng):
 
 
 def test_initial_weights_are_glorot_uniform():
-    weight = np.asarray(MLP(300, (500,), 1, layer_norm=False, key=jax.random.key(2)).layers[0].weight)
+    weight = np.asarray(
+        MLP(300, (500,), 1, layer_norm=False, key=jax.random.key(2)).layers[0].weight
+    )
     bound = np.sqrt(6 / (300 + 500))
     assert np.abs(weight).max() <= bound
     np.testing.assert_allclose(weight.std(), bound / np.sqrt(3), rtol=0.01)

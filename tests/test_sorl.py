@@ -9,10 +9,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpy_networks as slow
 import optax
 import pytest
 
+import numpy_networks as slow
 from sorl.algorithms.sorl import SORL, SORLPolicy
 from sorl.errors import InputError
 from sorl.types import Spec, Transition
@@ -54,9 +54,7 @@ def batch_of(rng, rows=ROWS) -> Transition:
 @pytest.mark.parametrize("sees_steps", [True, False])
 @pytest.mark.parametrize("steps", [1, 2, 8])
 def test_critic_loss_equals_numpy(rng, steps, aggregation, sees_steps):
-    sorl = algorithm(
-        target_aggregation=aggregation, critic_sees_steps=sees_steps, discount=0.9
-    )
+    sorl = algorithm(target_aggregation=aggregation, critic_sees_steps=sees_steps, discount=0.9)
     state, batch, key = trained_state(sorl), batch_of(rng), jax.random.key(5)
     target = sorl.critic_target(state, batch, jnp.asarray(steps), key=key)
     loss, _ = sorl.critic_loss(state.critic, batch, target, jnp.asarray(steps))
@@ -88,7 +86,9 @@ def test_q_loss_equals_numpy(rng, steps, sees_steps):
     q = []
     for i in range(ROWS):
         s = np.asarray(batch.observation[i], np.float64)
-        q.append(slow.q_values(state.critic, s, slow.sample(state.actor, s, noise[i], steps), *extra))
+        q.append(
+            slow.q_values(state.critic, s, slow.sample(state.actor, s, noise[i], steps), *extra)
+        )
     q = np.mean(q, axis=1)
     np.testing.assert_allclose(loss, -q.mean() / np.abs(q).mean(), rtol=1e-3)
 
@@ -262,7 +262,9 @@ def test_policy_samples_and_scores_as_numpy_does(rng):
         noise = np.asarray(jax.random.normal(key, (3,)), np.float64)
         np.testing.assert_allclose(action, slow.sample(state.actor, s, noise, steps), atol=1e-4)
         score = policy.score(jnp.asarray(s, jnp.float32), action, steps=steps)
-        expected = slow.q_values(state.critic, s, np.asarray(action, np.float64), float(steps)).min()
+        expected = slow.q_values(
+            state.critic, s, np.asarray(action, np.float64), float(steps)
+        ).min()
         np.testing.assert_allclose(score, expected, rtol=1e-3, atol=1e-5)
 
 

@@ -6,8 +6,6 @@ members and budgets are evaluated with it; `sorl.rollouts` says how.
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -16,7 +14,7 @@ from typing import TYPE_CHECKING
 import equinox as eqx
 import jax
 
-from sorl import inference
+from sorl import inference, platform
 from sorl.algorithm import AbstractPolicy
 from sorl.environments import VectorEnvironment
 from sorl.errors import InputError
@@ -146,7 +144,7 @@ class Evaluator:
 
     def _start(self, task: int, episodes: int) -> VectorEnvironment:
         if self._vector is None:
-            workers = self._workers or min(_cores(), self._slots or episodes)
+            workers = self._workers or min(platform.cores(), self._slots or episodes)
             slots = self._slots or max(workers, min(episodes, LANES * workers))
             self._vector = VectorEnvironment(
                 environment_id(self._environment, task),
@@ -172,12 +170,6 @@ class Evaluator:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def _cores() -> int:
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))  # a container may have fewer than the machine
-    return os.cpu_count() or 1
 
 
 def evaluate(

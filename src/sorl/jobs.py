@@ -232,9 +232,7 @@ def _work(
         )
         stop = stack.enter_context(_stop_on_signal())
         display = stack.enter_context(Display(quiet=quiet))
-        worker = _Worker(
-            run, algorithm, job, members, dataset, recorder, evaluator, display, stop
-        )
+        worker = _Worker(run, algorithm, job, members, dataset, recorder, evaluator, display, stop)
         begin = worker.restore()
         display.begin(run.path, members, job.updates, 0 if begin is None else begin[0])
         saved = time.monotonic()
@@ -353,9 +351,7 @@ class _Worker:
         self._run.append_timing([timing])
         self._recorder.record("timing", [timing])
         for member, sentence in snapshot.stopped.items():
-            self._run.append_event(
-                snapshot.update, sentence, task=member.task, seed=member.seed
-            )
+            self._run.append_event(snapshot.update, sentence, task=member.task, seed=member.seed)
             self._display.say(sentence)
         self._display.advance(snapshot.update, {k: _mean(v) for k, v in snapshot.metrics.items()})
 
@@ -372,7 +368,9 @@ class _Worker:
             for name in ("environment", "training", "dataset", "versions", "machine", "created")
         }
         for i, member in enumerate(self._members):
-            single = jax.tree.map(lambda leaf, i=i: leaf[i] if eqx.is_array(leaf) else leaf, policies)
+            single = jax.tree.map(
+                lambda leaf, i=i: leaf[i] if eqx.is_array(leaf) else leaf, policies
+            )
             save_policy(
                 policy_folder(self._run.path, member),
                 single,
@@ -415,7 +413,9 @@ class _Worker:
         self._clock = time.perf_counter()  # the rate of training does not count evaluation
 
     def _policies(self, state: TrainingState) -> AbstractPolicy:
-        return eqx.filter_vmap(self._algorithm.policy)(state.algorithm)
+        # Members may be spread over devices; one device acts for all of them.
+        states = jax.device_put(state.algorithm, jax.devices()[0])
+        return eqx.filter_vmap(self._algorithm.policy)(states)
 
 
 def _mean(values: np.ndarray) -> float:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 Aggregation = Literal["mean", "min"]
 
 
-def aggregate(values: Float[Array, "... heads"], how: Aggregation) -> Float[Array, "..."]:
+def aggregate(values: Float[Array, "... heads"], how: Aggregation) -> Float[Array, ...]:
     """Combine the heads of a critic: their mean, or their minimum (pessimism)."""
     return jnp.mean(values, axis=-1) if how == "mean" else jnp.min(values, axis=-1)
 

@@ -162,3 +162,23 @@ class Critic(eqx.Module):
         """Q of every head for one observation and action."""
         x = jnp.concatenate([observation, action, *(value[None] for value in extra)])
         return eqx.filter_vmap(lambda mlp: mlp(x)[0])(self.mlps)
+
+    def batch(
+        self,
+        observation: Float[Array, "rows observation_size"],
+        action: Float[Array, "rows action_size"],
+        *extra: Float[Array, ""],
+    ) -> Float[Array, "rows heads"]:
+        """Q of every head for many rows, the same as mapping over them.
+
+        The map over heads stands outside the map over rows, so that the rows of one head stay one
+        matrix; the other way round every layer would transpose them.
+        """
+
+        def one(mlp: MLP, s: Float[Array, " o"], a: Float[Array, " a"]) -> Float[Array, ""]:
+            return mlp(jnp.concatenate([s, a, *(value[None] for value in extra)]))[0]
+
+        over_rows = jax.vmap(one, in_axes=(None, 0, 0))
+        return eqx.filter_vmap(over_rows, in_axes=(eqx.if_array(0), None, None), out_axes=1)(
+            self.mlps, observation, action
+        )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import sorl
+from sorl.platform import cores
 
 LIBRARIES = (
     "jax",
@@ -49,7 +50,7 @@ def machine() -> dict[str, Any]:
     return {
         "system": platform.platform(),
         "processor": _processor(),
-        "cores": _cores(),
+        "cores": cores(),
         "memory_gib": _memory_gib(),
         "devices": [device.device_kind for device in jax.devices()],
     }
@@ -62,13 +63,6 @@ def _processor() -> str:
         lines = []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(named, platform.processor() or platform.machine())
-
-
-def _cores() -> int:
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # only Linux tells which cores a process may use
-        return os.cpu_count() or 1
 
 
 def _memory_gib() -> float | None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import equinox as eqx
 import jax
@@ -238,7 +238,9 @@ def _run_local_chunk(
 
         return jax.vmap(one)(states, task_index, keys)
 
-    def body(i: Int[Array, ""], carry: tuple[PyTree, Sums, Healthy]) -> tuple[PyTree, Sums, Healthy]:
+    def body(
+        i: Int[Array, ""], carry: tuple[PyTree, Sums, Healthy]
+    ) -> tuple[PyTree, Sums, Healthy]:
         states, sums, healthy = carry
         states, metrics = update(states, start + i)
         for name, value in metrics.items():

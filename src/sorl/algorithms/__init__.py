@@ -21,9 +21,7 @@ from sorl.errors import InputError
 
 def names() -> list[str]:
     """Names of all algorithms, sorted; what `sorl train NAME` accepts."""
-    return sorted(
-        module.name for module in pkgutil.iter_modules(__path__) if module.name[0] != "_"
-    )
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name[0] != "_")
 
 
 @functools.cache
@@ -89,7 +87,7 @@ def build(description: Mapping[str, Any]) -> AbstractAlgorithm[Any]:
 
 
 def preset(name: str, dataset: str) -> dict[str, Any]:
-    """The published hyperparameters of algorithm `name` for a dataset such as `cube-single-play-v0`.
+    """The published hyperparameters of `name` for a dataset such as `cube-single-play-v0`.
 
     Empty where none are published: the algorithm's defaults then stand.
     """

@@ -294,15 +294,18 @@ class SORL(AbstractAlgorithm[SORLState]):
         noise = jax.random.normal(key, batch.action.shape)
         extra = steps_input(steps.astype(jnp.float32), self.critic_sees_steps)
 
-        def next_value(
+        def next_action(
             observation: Float[Array, " observation_size"], x0: Float[Array, " action_size"]
-        ) -> Float[Array, ""]:
-            velocity = bind(state.actor, observation)
-            action = jnp.clip(euler_path_dynamic(velocity, x0, steps=steps), -1, 1)
-            values = state.target_critic(observation, action, *extra)
-            return aggregate(values, self.target_aggregation)
+        ) -> Float[Array, " action_size"]:
+            return jnp.clip(
+                euler_path_dynamic(bind(state.actor, observation), x0, steps=steps), -1, 1
+            )
 
-        values = jax.vmap(next_value)(batch.next_observation, noise)
+        actions = jax.vmap(next_action)(batch.next_observation, noise)
+        values = aggregate(
+            state.target_critic.batch(batch.next_observation, actions, *extra),
+            self.target_aggregation,
+        )
         return td_target(batch.reward, batch.mask, values, discount=self.discount)
 
     def critic_loss(
@@ -314,7 +317,7 @@ class SORL(AbstractAlgorithm[SORLState]):
     ) -> tuple[Float[Array, ""], Float[Array, "batch heads"]]:
         """Mean over rows and heads of (Q_φ(s, a, k) - y)², and the values."""
         extra = steps_input(steps.astype(jnp.float32), self.critic_sees_steps)
-        q = jax.vmap(lambda s, a: critic(s, a, *extra))(batch.observation, batch.action)
+        q = critic.batch(batch.observation, batch.action, *extra)
         return jnp.mean((q - target[:, None]) ** 2), q
 
     def behaviour_loss(
@@ -367,12 +370,13 @@ class SORL(AbstractAlgorithm[SORLState]):
         """L_QL with backpropagation through all `steps` steps; heads combined by their mean."""
         extra = steps_input(jnp.asarray(steps, jnp.float32), self.critic_sees_steps)
 
-        def value(
+        def action(
             s: Float[Array, " observation_size"], x0: Float[Array, " action_size"]
-        ) -> Float[Array, ""]:
-            return jnp.mean(critic(s, act_from_noise(actor, s, x0, steps=steps), *extra))
+        ) -> Float[Array, " action_size"]:
+            return act_from_noise(actor, s, x0, steps=steps)
 
-        return normalised_q_loss(jax.vmap(value)(observation, noise))
+        values = critic.batch(observation, jax.vmap(action)(observation, noise), *extra)
+        return normalised_q_loss(jnp.mean(values, axis=-1))
 
     def _q_loss_and_gradient(
         self,
@@ -395,9 +399,7 @@ class SORL(AbstractAlgorithm[SORLState]):
         ]
         return jax.lax.switch(choice, branches, actor)
 
-    def _choose_steps(
-        self, update_index: Int[Array, ""]
-    ) -> tuple[Int[Array, ""], Int[Array, ""]]:
+    def _choose_steps(self, update_index: Int[Array, ""]) -> tuple[Int[Array, ""], Int[Array, ""]]:
         """log2 k for the critic and, independently, for the actor; uniform over the powers."""
         key = jax.random.fold_in(jax.random.key(STEPS_KEY_SEED), update_index)
         choices = jax.random.randint(key, (2,), 0, self._powers())

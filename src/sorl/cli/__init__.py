@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 
 import sorl
+from sorl import platform
 from sorl.errors import InputError
 
 COMMANDS = {
@@ -48,13 +49,15 @@ def run(arguments: Sequence[str]) -> int:
     if name not in COMMANDS:
         print(f"sorl: there is no command {name!r}: use {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
+    if name in ("train", "resume"):
+        platform.prepare()
     try:
         importlib.import_module(f"sorl.cli.{name}").run(list(arguments[1:]))
     except InputError as error:
         print(f"sorl {name}: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(f"sorl {name}: interrupted.", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(f"sorl {name}: {str(interrupt) or 'interrupted.'}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader of our output went away (`sorl info ... | head`): nothing to say, nor to whom.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -13,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from sorl import platform
 from sorl.data.generate.archive import is_whole_part, merge_parts
 from sorl.data.generate.parts import open_parts, remove_parts
 from sorl.data.generate.pool import roll_jobs
@@ -91,7 +91,7 @@ def generate(
     start = time.perf_counter()
     protocol = find_protocol(name)
     episodes = _at_least(1, protocol.episodes if episodes is None else episodes, "episodes")
-    workers = _at_least(1, _count_cores() if workers is None else workers, "workers")
+    workers = _at_least(1, platform.cores() if workers is None else workers, "workers")
     _at_least(0, seed, "seed")
     counts: dict[Split, int] = {"train": episodes, "val": max(1, episodes // 10)}
     paths: dict[Split, Path] = {"train": out / f"{name}.npz", "val": out / f"{name}-val.npz"}
@@ -179,12 +179,6 @@ def _at_least(least: int, value: int, what: str) -> int:
     if value < least:
         raise InputError(f"{value} {what} cannot be used: give {least} or more.")
     return value
-
-
-def _count_cores() -> int:
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))  # a container may have fewer than the machine
-    return os.cpu_count() or 1
 
 
 def _refuse_existing(paths: dict[Split, Path]) -> None:
