@@ -98,8 +98,8 @@ class Display:
             newest = [row for row in rows if row["update"] == last]
             self._console.print(score_table(newest, f"{run.path}, update {last:,.0f}"))
         self.say(
-            f"Done. `sorl report {run.path}` draws it, `sorl evaluate {run.path} --budgets 8x1 4x8` "
-            "tries other budgets."
+            f"Done. `sorl report {run.path}` draws it; "
+            f"`sorl evaluate {run.path} --budgets 8x1 1x8` tries other budgets."
         )
 
 

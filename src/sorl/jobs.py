@@ -31,6 +31,7 @@ from sorl.errors import InputError
 from sorl.evaluation import Evaluator
 from sorl.inference import check_budgets
 from sorl.recorder import Recorder
+from sorl.rollouts import select_member
 from sorl.runs import INCIDENTAL, Run, check_same_config
 from sorl.training import Snapshot, TrainingState, initial_state, members_of, train
 from sorl.types import Budget, Member

@@ -2,7 +2,9 @@
 
 Members are mapped on each device and laid over the devices: a GPU takes all of them in large
 kernels, while the cores of a CPU (as many devices as `jax_num_cpu_devices` says) take some each,
-which spares them from waiting for each other inside every small product. The dataset, the members' states and the batches stay on the device: one chunk of updates is one
+which spares them from waiting for each other inside every small product.
+
+The dataset, the members' states and the batches stay on the device: one chunk of updates is one
 call. Everything random in a member derives from its own task and seed and from the update's
 number, so members do not influence each other and nothing random has to be saved for a resume.
 """

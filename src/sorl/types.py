@@ -73,7 +73,7 @@ class Budget:
         ):
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
                 raise InputError(
-                    f"Budget {name}={value!r} is not possible: give a whole number from 1 to {most}."
+                    f"Budget {name}={value!r} is not possible: give a whole number, 1 to {most}."
                 )
 
     @classmethod

@@ -297,9 +297,8 @@ class SORL(AbstractAlgorithm[SORLState]):
         def next_action(
             observation: Float[Array, " observation_size"], x0: Float[Array, " action_size"]
         ) -> Float[Array, " action_size"]:
-            return jnp.clip(
-                euler_path_dynamic(bind(state.actor, observation), x0, steps=steps), -1, 1
-            )
+            velocity = bind(state.actor, observation)
+            return jnp.clip(euler_path_dynamic(velocity, x0, steps=steps), -1, 1)
 
         actions = jax.vmap(next_action)(batch.next_observation, noise)
         values = aggregate(

@@ -46,7 +46,7 @@ def _help() -> str:
             "usage: sorl train ALGORITHM --env NAME [--data FILE] --out RUN ...",
             "",
             "Train an algorithm on logged data, all tasks and seeds together.",
-            "`sorl train ALGORITHM --help` tells all options and hyperparameters; with --env in it,",
+            "`sorl train ALGORITHM --help` tells all options and hyperparameters; with --env NAME,",
             "their published values for that environment.",
             "",
             *lines,
