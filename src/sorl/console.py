@@ -1,12 +1,15 @@
 """What a job shows while it works: progress with rate and time left, scores, a final table.
 
-Progress needs a terminal; elsewhere only sentences and scores are printed.
+Progress needs a terminal, and vanishes when it is over; elsewhere only sentences and scores are
+printed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 
@@ -18,14 +21,16 @@ from rich.progress import (
     ProgressColumn,
     Task,
     TextColumn,
-    TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from sorl.evaluation import Evaluation
 from sorl.runs import Run
 from sorl.types import Member
+
+OnProgress = Callable[[int, int], None]
+"""Called with how much is done and how much there is."""
 
 
 class Display:
@@ -38,7 +43,10 @@ class Display:
     def __init__(self, *, quiet: bool = False) -> None:
         self._console = Console(quiet=quiet, highlight=False)
         self._progress = _bars(self._console)
-        self._training = self._progress.add_task("training", total=None, note="", visible=False)
+        self._training = self._progress.add_task("training", total=None, visible=False, note="")
+        self._total = 0
+        # Where the time left is reckoned from: the end of the first chunk, since that compiles.
+        self._origin: tuple[float, int] | None = None
 
     def __enter__(self) -> Display:
         self._progress.start()
@@ -54,31 +62,48 @@ class Display:
 
     def say(self, sentence: str) -> None:
         """Print one sentence."""
-        self._console.print(sentence, soft_wrap=True, markup=False)
+        _say(self._console, sentence)
 
     def begin(self, path: Path, members: Sequence[Member], updates: int, done: int) -> None:
         """Tell what starts, or goes on."""
+        self._total, self._origin = updates, None
+        if done >= updates:
+            self.say(f"The run {path} has all of its {updates:,} updates.")
+            return
         names = ", ".join(map(str, members[:4])) + (", ..." if len(members) > 4 else "")
         where = f"going on after update {done:,}" if done else "from the beginning"
         self.say(f"Training {names} into {path}: {updates:,} updates, {where}.")
-        self._progress.update(self._training, total=updates, completed=done, visible=True)
-        self._progress.reset(self._training, completed=done, total=updates)
+        self._progress.update(
+            self._training, total=updates, completed=done, visible=True, note="compiling"
+        )
 
-    def advance(self, update: int, metrics: Mapping[str, float]) -> None:
-        """Show that training has come to `update`."""
+    def advance(self, update: int, rate: float, metrics: Mapping[str, float]) -> None:
+        """Show that training has come to `update`, lately with `rate` updates a second.
+
+        The time left counts evaluations and checkpoints in, as far as there have been any.
+        """
+        now = time.monotonic()
+        left = None
+        if self._origin is None:
+            self._origin = now, update
+        else:
+            begin, before = self._origin
+            left = (now - begin) / (update - before) * (self._total - update)
         note = "  ".join(
             f"{name} {metrics[name]:.3g}" for name in ("critic/q", "actor/loss") if name in metrics
         )
-        self._progress.update(self._training, completed=update, note=note)
+        shown = None if left is None else rate
+        self._progress.update(self._training, completed=update, rate=shown, left=left, note=note)
+
+    def stopping(self) -> None:
+        """Show that the job was asked to stop; a signal handler may call it."""
+        self._progress.update(self._training, note="stopping soon (Ctrl-C again: at once)")
 
     @contextlib.contextmanager
-    def evaluating(self) -> Iterator[Callable[[int, int], None]]:
+    def evaluating(self) -> Iterator[OnProgress]:
         """A second bar for the episodes of one evaluation."""
-        bar = self._progress.add_task("evaluating", total=None, note="")
-        try:
-            yield lambda done, total: self._progress.update(bar, completed=done, total=total)
-        finally:
-            self._progress.remove_task(bar)
+        with _episodes(self._progress) as on_progress:
+            yield on_progress
 
     def scores(self, update: int, results: Sequence[Evaluation]) -> None:
         """Print the mean success of each budget over all members."""
@@ -93,19 +118,24 @@ class Display:
         """Print the scores of the last evaluated update as a table."""
         self._progress.stop()
         rows = run.evaluations()
-        if rows:
-            last = max(float(row["update"]) for row in rows)
-            newest = [row for row in rows if row["update"] == last]
-            self._console.print(score_table(newest, f"{run.path}, update {last:,.0f}"))
+        if not rows:
+            self.say(f"Done. The policies are in {run.policies}.")
+            return
+        last = max(float(row["update"]) for row in rows)
+        newest = [row for row in rows if row["update"] == last]
+        print_scores(newest, f"{run.path}, update {last:,.0f}:", self._console)
         self.say(
-            f"Done. `sorl report {run.path}` draws it; "
-            f"`sorl evaluate {run.path} --budgets 8x1 1x8` tries other budgets."
+            f"Done. `sorl report {run.path}` draws it; `sorl evaluate {run.path}` tries other "
+            "budgets."
         )
 
 
-def score_table(rows: Sequence[Mapping[str, float | str]], title: str) -> Table:
-    """Rows of evaluations.csv as a table: one line a budget, means over tasks and seeds."""
-    table = Table(title=title, title_justify="left")
+def print_scores(
+    rows: Sequence[Mapping[str, float | str]], title: str, console: Console | None = None
+) -> None:
+    """Print rows of evaluations.csv: one line a budget, means over tasks and seeds."""
+    console = Console(highlight=False) if console is None else console
+    table = Table()
     for name in ("steps x best-of", "success", "return", "length", "latency"):
         table.add_column(name, justify="left" if name.startswith("steps") else "right")
     for budget in dict.fromkeys(row["budget"] for row in rows):
@@ -121,15 +151,38 @@ def score_table(rows: Sequence[Mapping[str, float | str]], title: str) -> Table:
             f"{mean('length'):.0f}",
             f"{mean('latency_ms'):.2f} ms",
         )
-    return table
+    _say(console, title)
+    console.print(table)
 
 
 @contextlib.contextmanager
-def show_episodes() -> Iterator[Callable[[int, int], None]]:
+def show_episodes(console: Console | None = None) -> Iterator[OnProgress]:
     """Give an `on_progress` for `evaluate` that draws a bar; silent without a terminal."""
-    with _bars(Console(stderr=True)) as bars:
-        bar = bars.add_task("evaluating", total=None, note="")
-        yield lambda done, total: bars.update(bar, completed=done, total=total)
+    with (
+        _bars(Console(stderr=True) if console is None else console) as bars,
+        _episodes(bars) as on_progress,
+    ):
+        yield on_progress
+
+
+@contextlib.contextmanager
+def _episodes(bars: Progress) -> Iterator[OnProgress]:
+    begin = time.monotonic()
+    bar = bars.add_task("evaluating", total=None, note="")
+
+    def on_progress(done: int, total: int) -> None:
+        rate = done / max(time.monotonic() - begin, 1e-9)
+        bars.update(bar, completed=done, total=total, rate=rate, left=(total - done) / rate)
+
+    try:
+        yield on_progress
+    finally:
+        bars.remove_task(bar)
+
+
+def _say(console: Console, sentence: str) -> None:
+    # A terminal breaks lines between words; a file or a pipe gets the sentence as it is.
+    console.print(sentence, soft_wrap=not console.is_terminal, markup=False)
 
 
 def _bars(console: Console) -> Progress:
@@ -137,16 +190,30 @@ def _bars(console: Console) -> Progress:
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        _RateColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        _RateColumn(Column(no_wrap=True)),
+        _TimeLeftColumn(Column(no_wrap=True)),
+        TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True)),
         console=console,
+        transient=True,
         disable=console.quiet or not console.is_terminal,
     )
 
 
+# Rich's own columns reckon from the time between two calls. Updates and episodes come in bursts,
+# and training pauses for evaluations, so they show rates and times that never were.
 class _RateColumn(ProgressColumn):
     """How many a second."""
 
     def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:,.1f}/s" if task.speed else "")
+        rate = task.fields.get("rate")
+        if rate is None:
+            return Text("")
+        return Text(f"{rate:,.0f}/s" if rate >= 100 else f"{rate:.2g}/s")
+
+
+class _TimeLeftColumn(ProgressColumn):
+    """Hours, minutes and seconds."""
+
+    def render(self, task: Task) -> Text:
+        left = task.fields.get("left")
+        return Text("" if left is None else f"{timedelta(seconds=round(left))} left")

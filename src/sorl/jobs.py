@@ -10,10 +10,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import signal
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +28,7 @@ from sorl.deployment.storage import policy_folder, save_policy
 from sorl.errors import InputError
 from sorl.evaluation import Evaluator
 from sorl.inference import check_budgets
+from sorl.interruption import Interruption, StoppedError
 from sorl.recorder import Recorder
 from sorl.rollouts import select_member
 from sorl.runs import INCIDENTAL, Run, check_same_config
@@ -231,51 +230,57 @@ def _work(
             if job.environment is None
             else stack.enter_context(Evaluator(job.environment, workers=job.workers))
         )
-        stop = stack.enter_context(_stop_on_signal())
         display = stack.enter_context(Display(quiet=quiet))
+        stop = stack.enter_context(
+            Interruption(
+                display.stopping,
+                "stopped at once; what came after the last checkpoint is lost, "
+                f"`sorl resume {run.path}` makes up for it.",
+            ).handled()
+        )
         worker = _Worker(run, algorithm, job, members, dataset, recorder, evaluator, display, stop)
         begin = worker.restore()
         display.begin(run.path, members, job.updates, 0 if begin is None else begin[0])
         saved = time.monotonic()
-        finished = True
-        for snapshot in train(
-            algorithm,
-            dataset,
-            seeds=job.seeds,
-            updates=job.updates,
-            batch_size=job.batch_size,
-            chunk=job.log_every,
-            start=begin,
+        update = 0 if begin is None else begin[0]
+        for snapshot in (
+            ()
+            if stop.requested
+            else train(
+                algorithm,
+                dataset,
+                seeds=job.seeds,
+                updates=job.updates,
+                batch_size=job.batch_size,
+                chunk=job.log_every,
+                start=begin,
+            )
         ):
+            update = snapshot.update
             worker.log(snapshot)
             dead = not np.asarray(snapshot.state.alive).any()
-            ends = stop.is_set() or dead
-            if worker.is_milestone(snapshot.update):
-                worker.save(snapshot.update, snapshot.state, milestone=True)
+            if worker.is_milestone(update):
+                worker.save(update, snapshot.state, milestone=True)
                 saved = time.monotonic()
-                if not ends:
-                    worker.evaluate(snapshot.update, snapshot.state)
-            elif ends or time.monotonic() - saved >= job.checkpoint_seconds:
-                worker.save(snapshot.update, snapshot.state, milestone=False)
+                if not dead:
+                    worker.evaluate(update, snapshot.state)
+            elif stop.requested or dead or time.monotonic() - saved >= job.checkpoint_seconds:
+                worker.save(update, snapshot.state, milestone=False)
                 saved = time.monotonic()
             if dead:
                 raise InputError(
                     f"Every task and seed of {run.path} was stopped: see events.jsonl there, and "
                     "start a new run with a smaller learning rate or q_loss_coef."
                 )
-            if ends or stop.is_set():
-                finished = False
-                display.say(
-                    f"Stopped after update {snapshot.update:,} with everything saved: continue "
-                    f"with `sorl resume {run.path}`."
-                )
+            if stop.requested:
                 break
-        if finished:
+        if stop.requested:
+            display.say(
+                f"Stopped after update {update:,} with everything saved: continue with "
+                f"`sorl resume {run.path}`."
+            )
+        else:
             display.finish(run)
-
-
-class _StopError(Exception):
-    """The user asked the job to stop while it evaluated."""
 
 
 class _Worker:
@@ -291,7 +296,7 @@ class _Worker:
         recorder: Recorder,
         evaluator: Evaluator | None,
         display: Display,
-        stop: threading.Event,
+        stop: Interruption,
     ) -> None:
         self._stop = stop
         self._run = run
@@ -354,7 +359,8 @@ class _Worker:
         for member, sentence in snapshot.stopped.items():
             self._run.append_event(snapshot.update, sentence, task=member.task, seed=member.seed)
             self._display.say(sentence)
-        self._display.advance(snapshot.update, {k: _mean(v) for k, v in snapshot.metrics.items()})
+        means = {name: _mean(values) for name, values in snapshot.metrics.items()}
+        self._display.advance(snapshot.update, count / seconds, means)
 
     def save(self, update: int, state: TrainingState, *, milestone: bool) -> None:
         """Write a checkpoint, and at a milestone the members' policies."""
@@ -369,12 +375,9 @@ class _Worker:
             for name in ("environment", "training", "dataset", "versions", "machine", "created")
         }
         for i, member in enumerate(self._members):
-            single = jax.tree.map(
-                lambda leaf, i=i: leaf[i] if eqx.is_array(leaf) else leaf, policies
-            )
             save_policy(
                 policy_folder(self._run.path, member),
-                single,
+                select_member(policies, i),
                 algorithm=self._algorithm,
                 spec=self._dataset.spec,
                 member=member,
@@ -389,14 +392,8 @@ class _Worker:
         """
         if self._evaluator is None:
             return
-        with self._display.evaluating() as show:
-
-            def on_progress(done: int, total: int) -> None:
-                if self._stop.is_set():
-                    raise _StopError
-                show(done, total)
-
-            try:
+        try:
+            with self._display.evaluating() as on_progress, self._stop.skippable():
                 results = self._evaluator.evaluate(
                     self._policies(state),
                     self._members,
@@ -405,8 +402,8 @@ class _Worker:
                     seed=self._job.evaluation_seed,
                     on_progress=on_progress,
                 )
-            except _StopError:
-                return
+        except StoppedError:
+            return
         rows = [{"update": update, **result.row()} for result in results]
         self._run.append_evaluations(rows)
         self._recorder.record("evaluations", rows)
@@ -422,24 +419,3 @@ class _Worker:
 def _mean(values: np.ndarray) -> float:
     known = values[np.isfinite(values)]
     return float(known.mean()) if known.size else math.nan
-
-
-@contextlib.contextmanager
-def _stop_on_signal() -> Iterator[threading.Event]:
-    """Set the event at the first Ctrl-C or SIGTERM; the second one interrupts at once."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def handle(number: int, frame: object) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import equinox as eqx
 import jax
@@ -14,10 +14,12 @@ Model = TypeVar("Model", bound=eqx.Module)
 
 def adam(learning_rate: float, *, max_gradient_norm: float | None) -> optax.GradientTransformation:
     """Adam with β (0.9, 0.999), behind clipping of the global gradient norm where one is set."""
-    transforms = [optax.adam(learning_rate)]
-    if max_gradient_norm is not None:
-        transforms.insert(0, optax.clip_by_global_norm(max_gradient_norm))
-    return optax.chain(*transforms)
+    clip = (
+        optax.identity()
+        if max_gradient_norm is None
+        else optax.clip_by_global_norm(max_gradient_norm)
+    )
+    return optax.chain(clip, optax.adam(learning_rate))
 
 
 def gradient_step(
@@ -31,7 +33,8 @@ def gradient_step(
     Returns:
         The model, the optimiser's state and the gradient's global norm before clipping.
     """
-    updates, optimizer_state = optimizer.update(gradient, optimizer_state)
+    # Optax's types know arrays and containers; a module is a pytree like any other.
+    updates, optimizer_state = optimizer.update(cast(optax.Updates, gradient), optimizer_state)
     return eqx.apply_updates(model, updates), optimizer_state, optax.tree.norm(gradient)
 
 

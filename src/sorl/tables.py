@@ -42,13 +42,14 @@ def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     rows = list(rows)
     if not rows:
         return
-    header, earlier = _parse(path)
+    header = _header(path)
     added = dict.fromkeys(column for row in rows for column in row)
     columns = list(dict.fromkeys([*header, *added]))
     new = [[_to_text(row.get(column, "")) for column in columns] for row in rows]
     if columns == header:
         _append(path, _format(new))
         return
+    _, earlier = _parse(path)
     width = len(columns)
     padded = [[*cells, *[""] * (width - len(cells))] for cells in earlier]
     files.write_text(path, _format([columns, *padded, *new]))
@@ -124,8 +125,21 @@ def _complete(path: Path) -> str:
         ) from error
 
 
+def _header(path: Path) -> list[str]:
+    """The column names, without reading the rows: a long table grows as fast as a short one."""
+    if not path.exists():
+        return []
+    with files.explained("read", path), path.open("rb") as file:
+        line = file.readline()
+    return _parse_text(line.decode("utf-8", "replace"), path)[0] if line.endswith(b"\n") else []
+
+
 def _parse(path: Path) -> tuple[list[str], list[list[str]]]:
-    lines = _complete(path).split("\n")[:-1]
+    return _parse_text(_complete(path), path)
+
+
+def _parse_text(text: str, path: Path) -> tuple[list[str], list[list[str]]]:
+    lines = text.split("\n")[:-1]
     try:
         rows = list(csv.reader(lines, strict=True))
     except csv.Error as error:

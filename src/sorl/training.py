@@ -161,13 +161,22 @@ def _chunks(
     )
     state = jax.device_put(state, over_members)
     largest_reward = float(jnp.max(jnp.abs(dataset.rewards)))
-    limit = (EXPLOSION * max(largest_reward, 1.0)) ** 2
+    limit = jnp.float32((EXPLOSION * max(largest_reward, 1.0)) ** 2)
     dataset = jax.device_put(dataset, NamedSharding(mesh, PartitionSpec()))
     while done < updates:
         count = min(chunk - done % chunk, updates - done)
         alive_before = np.asarray(state.alive)
         state, metrics = _run_chunk(
-            algorithm, batch_size, mesh, state, dataset, task_index, keys, done, count, limit
+            algorithm,
+            batch_size,
+            mesh,
+            state,
+            dataset,
+            task_index,
+            keys,
+            jnp.int32(done),
+            jnp.int32(count),
+            limit,
         )
         done += count
         host_metrics = {name: np.asarray(value) for name, value in metrics.items()}
@@ -197,9 +206,9 @@ def _run_chunk(
     dataset: Dataset,
     task_index: Int[Array, " members"],
     keys: Key[Array, " members"],
-    start: Int[Array, ""] | int,
-    count: Int[Array, ""] | int,
-    limit: Float[Array, ""] | float,
+    start: Int[Array, ""],
+    count: Int[Array, ""],
+    limit: Float[Array, ""],
 ) -> tuple[TrainingState, dict[str, Float[Array, " members"]]]:
     """`count` updates of every member; the count is not static, so any chunk compiles once."""
     split, same = PartitionSpec(MEMBERS), PartitionSpec()

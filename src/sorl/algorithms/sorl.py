@@ -6,7 +6,8 @@ from noise to actions. One stage of training, three losses:
     flow matching      L_FM = mean (v_θ(s, x_t, t, log2 M) - (x1 - (1-e) x0))²
     self-consistency   L_SC = mean (v_θ(s, x_t, t, κ) - stopgrad((v1 + v2)/2))²,
                        v1, v2: two half steps of the target network θ̄
-    Q                  L_QL = -mean q / stopgrad(mean |q|),  q = mean over heads of Q_φ(s, π_k(s), k)
+    Q                  L_QL = -mean q / stopgrad(mean |q|),
+                       q = mean over heads of Q_φ(s, π_k(s), k)
     actor              L = 10 L_FM + 10 L_SC + q_loss_coef · L_QL
     critic             L = mean (Q_φ(s, a, k) - stopgrad(r + γ · mask · agg Q_φ̄(s', π_k(s'), k)))²
 

@@ -9,7 +9,10 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import sorl
 from sorl import platform
@@ -33,12 +36,19 @@ _EXAMPLE = """\
 
 
 def main() -> None:
-    """Run the command line and exit: 0 done, 2 bad input, 130 interrupted."""
+    """Run the command line and exit.
+
+    0: done, or stopped with everything saved. 1: something broke. 2: bad input. 130: interrupted.
+    """
     sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command; the exit code is returned, errors are one sentence on stderr."""
+    """Run one command; errors are one sentence on stderr.
+
+    Returns:
+        The exit code, see `main`.
+    """
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_help())
         return 0 if arguments else 2
@@ -52,7 +62,10 @@ def run(arguments: Sequence[str]) -> int:
     if name in ("train", "resume"):
         platform.prepare()
     try:
-        importlib.import_module(f"sorl.cli.{name}").run(list(arguments[1:]))
+        with _plain_warnings(name):
+            importlib.import_module(f"sorl.cli.{name}").run(list(arguments[1:]))
+    except SystemExit as exit:  # tyro has printed its help or what it cannot parse
+        return int(exit.code or 0)
     except InputError as error:
         print(f"sorl {name}: {error}", file=sys.stderr)
         return 2
@@ -63,7 +76,30 @@ def run(arguments: Sequence[str]) -> int:
         # The reader of our output went away (`sorl info ... | head`): nothing to say, nor to whom.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except RuntimeError as error:
+        from sorl.environments import WorkerError
+
+        if not isinstance(error, WorkerError):
+            raise
+        print(f"sorl {name}: {error}", file=sys.stderr)
+        return 1
     return 0
+
+
+@contextmanager
+def _plain_warnings(name: str) -> Iterator[None]:
+    """Print our own warnings as the sentences they are, without a line of source code."""
+    with warnings.catch_warnings():
+        others = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
+            if category.__module__.startswith("sorl."):
+                print(f"sorl {name}: warning: {message}", file=sys.stderr)
+            else:
+                others(message, category, *where)
+
+        warnings.showwarning = show
+        yield
 
 
 def _help() -> str:

@@ -36,9 +36,7 @@ def _evaluate(
     """
     import json as json_module
 
-    from rich.console import Console
-
-    from sorl.console import score_table, show_episodes
+    from sorl.console import print_scores, show_episodes
     from sorl.deployment.policy import load_stacked
     from sorl.deployment.storage import policy_folder, read_policy
     from sorl.errors import InputError
@@ -77,5 +75,5 @@ def _evaluate(
         answer = {"run": str(run), "environment": environment, "update": update, "results": rows}
         print(json_module.dumps(answer, indent=2))
         return
-    title = f"{run}, update {update:,}: {len(members)} x {episodes} episodes a budget"
-    Console(highlight=False).print(score_table(rows, title))
+    title = f"{run}, update {update:,}: {len(members)} x {episodes} episodes a budget:"
+    print_scores(rows, title)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import tyro
+
+from sorl.errors import InputError
 
 
 def run(arguments: list[str]) -> None:
@@ -18,9 +21,7 @@ def _info(path: tyro.conf.Positional[Path]) -> None:
     Args:
         path: folder of a run or of a policy, or an .npz file.
     """
-    from rich.console import Console
-
-    from sorl.console import score_table
+    from sorl.console import print_scores
     from sorl.deployment.storage import is_policy, read_policy
     from sorl.runs import Run
 
@@ -33,19 +34,11 @@ def _info(path: tyro.conf.Positional[Path]) -> None:
         )
     elif path.is_dir():
         opened = Run.open(path)
-        config = opened.config
-        hyperparameters = ", ".join(
-            f"{name}={value}" for name, value in config["algorithm"].items() if name != "name"
-        )
-        print(
-            f"{path}: {config['algorithm']['name']} on {config['environment']}, tasks "
-            f"{config['tasks']}, seeds {config['seeds']}\n{hyperparameters}\n"
-            f"created {config['created']}, sorl {config['versions']['sorl']}"
-        )
+        print(_described(path, opened.config))
         timing = opened.timing()
         if timing:
             print(
-                f"update {timing[-1]['update']:,.0f} of {config['training']['updates']:,}, "
+                f"update {timing[-1]['update']:,.0f} of {opened.config['training']['updates']:,}, "
                 f"{timing[-1]['updates_per_second']:.1f} updates/s"
             )
         for event in opened.events():
@@ -54,8 +47,26 @@ def _info(path: tyro.conf.Positional[Path]) -> None:
         if rows:
             last = max(float(row["update"]) for row in rows)
             newest = [row for row in rows if row["update"] == last]
-            Console(highlight=False).print(score_table(newest, f"update {last:,.0f}"))
+            print_scores(newest, f"update {last:,.0f}:")
     else:
         from sorl.data.generate import describe
 
         print(describe(path))
+
+
+def _described(path: Path, config: dict[str, Any]) -> str:
+    try:
+        hyperparameters = ", ".join(
+            f"{name}={value}" for name, value in config["algorithm"].items() if name != "name"
+        )
+        data = config["environment"] or config["dataset"]["path"]
+        return (
+            f"{path}: {config['algorithm']['name']} on {data}, tasks "
+            f"{config['tasks']}, seeds {config['seeds']}, {config['training']['updates']:,} updates"
+            f"\n{hyperparameters}\n"
+            f"created {config['created']}, sorl {config['versions']['sorl']}"
+        )
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise InputError(
+            f"{path / 'config.json'} lacks or garbles a setting ({error}): restore it from a copy."
+        ) from error

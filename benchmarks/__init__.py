@@ -1,0 +1,1 @@
+"""Speed, as fractions of this machine's own peak or as ratios within one run."""

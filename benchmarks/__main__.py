@@ -1,0 +1,10 @@
+"""`make bench`: every benchmark in turn, each in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+for module in ("benchmarks.training", "benchmarks.evaluation"):
+    print(f"== {module}", flush=True)
+    subprocess.run([sys.executable, "-m", module], check=True)

@@ -1,0 +1,336 @@
+"""Kills, interrupts and failures of a job, which a resumed one ends as if there had been none."""
+
+from __future__ import annotations
+
+import csv
+import os
+import random
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from finished_run import (
+    ENVIRONMENT,
+    MILESTONE,
+    UPDATES,
+    Processes,
+    evaluations_without_clock,
+    train_arguments,
+    tree,
+)
+from sorl import algorithms, checkpoint, jobs
+from sorl.errors import InputError
+from sorl.interruption import Interruption, StoppedError
+from sorl.runs import Run
+
+pytest_plugins = ("run_fixtures",)
+
+
+def last_update(run: Path) -> int:
+    try:
+        lines = (run / "metrics.csv").read_text().splitlines()
+    except FileNotFoundError:
+        return 0
+    return int(lines[-1].split(",")[0]) if len(lines) > 1 else 0
+
+
+def evaluated(run: Path) -> bool:
+    return (run / "evaluations.csv").exists()
+
+
+def evaluates(run: Path) -> bool:
+    """The policies of the milestone are there and its scores are not."""
+    policy = run / "policy" / "task1-seed0" / "policy.json"
+    return last_update(run) == MILESTONE and policy.exists() and not evaluated(run)
+
+
+def saves(run: Path) -> bool:
+    return last_update(run) > 0 and any((run / "checkpoints").glob(".saving-*"))
+
+
+def wait_until(what: Callable[[Path], bool], run: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 200
+    while not what(run):
+        if process.poll() is not None:
+            pytest.fail(f"the process ended too soon: {process.communicate()}")
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def check_same_outcome(run: Path, reference: Path) -> None:
+    assert (run / "metrics.csv").read_bytes() == (reference / "metrics.csv").read_bytes()
+    assert evaluations_without_clock(run) == evaluations_without_clock(reference)
+    assert tree(run / "policy").keys() == tree(reference / "policy").keys()
+    for name in ("policy/task1-seed0/policy.safetensors",):
+        assert (run / name).read_bytes() == (reference / name).read_bytes()
+    assert checkpoint.updates(run / "checkpoints") == checkpoint.updates(reference / "checkpoints")
+    assert not list(run.rglob(".saving-*"))
+    timing = [row["update"] for row in Run.open(run).timing()]
+    assert timing == [row["update"] for row in Run.open(reference).timing()]
+
+
+def test_kill_9_anywhere_and_resume_gives_the_same_run(
+    finished: Path, data: Path, processes: Processes, tmp_path: Path
+) -> None:
+    run = tmp_path / "killed"
+    chance = random.Random(0)
+    moments: list[tuple[Callable[[Path], bool], float]] = [
+        (lambda run: (run / "config.json").exists(), 0.1),  # before the first checkpoint
+        (saves, 0.0),
+        (lambda run: last_update(run) >= 60, 0.3),
+        (evaluates, 0.5),
+        (lambda run: evaluated(run) and last_update(run) > MILESTONE, 0.3),
+    ]
+    command = train_arguments(data, run)
+    for moment, delay in moments:
+        with processes.start(*command) as process:
+            wait_until(moment, run, process)
+            time.sleep(delay * chance.random())
+            process.kill()
+            assert process.wait() == -signal.SIGKILL
+        command = ["resume", str(run)]
+    assert last_update(run) < UPDATES, "the kills came too late to prove anything"
+    code, out, err = processes.run("resume", run)
+    assert (code, err) == (0, "")
+    assert "going on after update" in out
+    check_same_outcome(run, finished)
+
+
+def test_interrupts_save_everything_and_lose_nothing(
+    finished: Path, data: Path, processes: Processes, tmp_path: Path
+) -> None:
+    run = tmp_path / "interrupted"
+    command = train_arguments(data, run)
+    command[command.index("--checkpoint-seconds") + 1] = "1e9"  # what is saved is the signal's
+    for number, moment, stopped in (
+        (signal.SIGINT, lambda run: last_update(run) >= 20, None),
+        (signal.SIGTERM, evaluates, MILESTONE),
+    ):
+        with processes.start(*command) as process:
+            wait_until(moment, run, process)
+            process.send_signal(number)
+            out, err = process.communicate(timeout=100)
+        assert (process.returncode, err) == (0, "")
+        assert stopped in (None, last_update(run))
+        assert checkpoint.latest(run / "checkpoints") == last_update(run) < UPDATES
+        assert f"Stopped after update {last_update(run)} with everything saved" in out
+        assert f"`sorl resume {run}`" in out
+        assert not evaluated(run)
+        command = ["resume", str(run)]
+    # Impatience: whatever the moment, no traceback, and nothing that a resume cannot make up for.
+    with processes.start(*command) as process:
+        wait_until(lambda run: last_update(run) > MILESTONE, run, process)
+        while process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.01)
+        _, err = process.communicate()
+    assert process.returncode in (0, 130)
+    assert "Traceback" not in err
+    assert processes.run("resume", run)[0] == 0
+    assert (run / "metrics.csv").read_bytes() == (finished / "metrics.csv").read_bytes()
+    assert evaluations_without_clock(run) == evaluations_without_clock(finished)
+
+
+def test_resuming_a_finished_run_changes_nothing(copied: Path) -> None:
+    before = tree(copied)
+    jobs.resume(copied, quiet=True)
+    after = tree(copied)
+    # The policy is released again, in case a kill came before it: the same bytes.
+    assert {k: v for k, v in after.items() if not k.startswith("tensorboard/")} == before
+
+
+def test_a_missing_last_evaluation_is_made_up_for(copied: Path, finished: Path) -> None:
+    Run.open(copied).rewind_evaluations(MILESTONE)
+    shutil.rmtree(copied / "policy")
+    jobs.resume(copied, quiet=True)
+    assert evaluations_without_clock(copied) == evaluations_without_clock(finished)
+    assert (copied / "policy" / "task1-seed0" / "policy.json").exists()
+
+
+def test_half_an_evaluation_is_made_again(copied: Path, finished: Path) -> None:
+    lines = (copied / "evaluations.csv").read_text().splitlines(keepends=True)
+    (copied / "evaluations.csv").write_text("".join(lines[:-1]))
+    jobs.resume(copied, quiet=True)
+    assert evaluations_without_clock(copied) == evaluations_without_clock(finished)
+
+
+def test_an_evaluation_that_is_interrupted_in_a_resume_is_not_called_done(
+    copied: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Run.open(copied).rewind_evaluations(MILESTONE)
+
+    def interrupt(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs.Evaluator, "evaluate", interrupt)
+        jobs.resume(copied)
+    out = capsys.readouterr().out
+    assert f"Stopped after update {UPDATES} with everything saved" in out
+    assert "Done." not in out
+    jobs.resume(copied)
+    assert "Done." in capsys.readouterr().out
+    assert {row["update"] for row in Run.open(copied).evaluations()} == {MILESTONE, UPDATES}
+
+
+def tiny_job(data: Path, **changes: object) -> jobs.Job:
+    settings = {
+        "environment": None,
+        "data": data,
+        "seeds": (0, 1, 2, 3),
+        "updates": 12,
+        "batch_size": 8,
+        "log_every": 2,
+        "evaluate_every": 6,
+        "budgets": (jobs.Budget(1, 1),),
+        "checkpoint_seconds": 0.0,
+        "tensorboard": False,
+        **changes,
+    }
+    return jobs.Job(**settings)  # pyright: ignore[reportArgumentType]
+
+
+class Killed(BaseException):
+    """Nothing in the library may catch it but to clean up."""
+
+
+@pytest.mark.usefixtures("tiny")
+def test_failing_at_any_write_and_resuming_gives_the_same_run(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system calls that make files final fail one after the other, one in each attempt."""
+    algorithm = algorithms.get("tiny")()
+    calls, fatal = 0, -1
+
+    def counted(function: Callable[..., None]) -> Callable[..., None]:
+        def call(*arguments: object, **options: object) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == fatal:
+                raise Killed
+            function(*arguments, **options)
+
+        return call
+
+    for name in ("replace", "rename", "fsync"):
+        monkeypatch.setattr(os, name, counted(getattr(os, name)))
+    jobs.start(tmp_path / "whole", algorithm, tiny_job(tiny_data), quiet=True)
+    expected = (tmp_path / "whole" / "metrics.csv").read_bytes()
+    policies = {k: v for k, v in tree(tmp_path / "whole" / "policy").items() if "safe" in k}
+    total = calls
+    assert total > 50
+    for fatal_call in random.Random(1).sample(range(1, total + 1), 12):
+        run = tmp_path / f"fails at {fatal_call}"
+        calls, fatal = 0, fatal_call
+        with pytest.raises(Killed):
+            jobs.start(run, algorithm, tiny_job(tiny_data), quiet=True)
+        fatal = -1
+        jobs.start(run, algorithm, tiny_job(tiny_data), quiet=True, resume=True)
+        assert (run / "metrics.csv").read_bytes() == expected, fatal_call
+        assert {k: v for k, v in tree(run / "policy").items() if "safe" in k} == policies
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_seed_that_fails_is_told_and_the_others_go_on(tiny_data: Path, tmp_path: Path) -> None:
+    algorithm = algorithms.get("tiny")(risk=0.5)
+    jobs.start(tmp_path / "run", algorithm, tiny_job(tiny_data), quiet=True)
+    run = Run.open(tmp_path / "run")
+    stopped = {int(event["seed"]) for event in run.events()}
+    assert stopped
+    assert stopped < {0, 1, 2, 3}
+    assert all("loss became NaN" in event["message"] for event in run.events())
+    for seed in range(4):
+        known = {row["update"] for row in run.metrics() if row["seed"] == seed and "loss" in row}
+        finite = {
+            row["update"]
+            for row in run.metrics()
+            if row["seed"] == seed and row.get("loss", float("nan")) == row.get("loss")
+        }
+        assert (finite == {2, 4, 6, 8, 10, 12}) == (seed not in stopped), known
+        assert (run.policies / f"task0-seed{seed}" / "policy.safetensors").exists()
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_job_ends_when_every_seed_has_failed(tiny_data: Path, tmp_path: Path) -> None:
+    algorithm = algorithms.get("tiny")(risk=1.0)
+    with pytest.raises(InputError, match="Every task and seed of .* was stopped"):
+        jobs.start(tmp_path / "run", algorithm, tiny_job(tiny_data), quiet=True)
+    assert last_update(tmp_path / "run") == 4
+    assert len(Run.open(tmp_path / "run").events()) == 4
+
+
+def test_the_first_signal_asks_and_the_second_one_ends() -> None:
+    asked: list[str] = []
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with Interruption(lambda: asked.append("stop"), "use resume").handled() as interruption:
+        assert not interruption.requested
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interruption.requested
+        assert asked == ["stop"]
+        with pytest.raises(StoppedError), interruption.skippable():
+            pytest.fail("what may be skipped is not begun any more")
+        with pytest.raises(KeyboardInterrupt, match="use resume"):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_signal_ends_what_may_be_skipped_at_once() -> None:
+    with Interruption(lambda: None, "").handled() as interruption:
+        begin = time.monotonic()
+        with pytest.raises(StoppedError), interruption.skippable():
+            threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
+            time.sleep(30)
+        assert time.monotonic() - begin < 20
+        assert interruption.requested
+
+
+def test_another_thread_trains_without_signals() -> None:
+    results: list[bool] = []
+
+    def work() -> None:
+        with Interruption(lambda: None, "").handled() as interruption, interruption.skippable():
+            results.append(interruption.requested)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert results == [False]
+
+
+def test_what_a_run_consists_of(finished: Path) -> None:
+    config = Run.open(finished).config
+    assert config["environment"] == ENVIRONMENT
+    assert (config["tasks"], config["seeds"]) == ([1], [0])
+    assert config["training"]["budgets"] == ["1x1", "2x2"]
+    with (finished / "metrics.csv").open(newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header[:3] == ["update", "task", "seed"]
+    assert not {"seconds", "time", "updates_per_second"} & set(header)
+    assert [int(row[0]) for row in rows] == list(range(20, UPDATES + 1, 20))
+    kept = [MILESTONE, UPDATES - 40, UPDATES - 20, UPDATES]
+    assert checkpoint.updates(finished / "checkpoints") == kept
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"updates": 0}, "updates=0"),
+        ({"batch_size": -1}, "batch_size=-1"),
+        ({"log_every": 0}, "log_every=0"),
+        ({"episodes": 0}, "episodes=0"),
+        ({"evaluate_every": 3}, "multiple of log_every"),
+        ({"evaluation_seed": -1}, "evaluation_seed=-1"),
+        ({"checkpoint_seconds": float("nan")}, "checkpoint_seconds=nan"),
+        ({"environment": "x", "budgets": ()}, "at least one budget"),
+    ],
+)
+def test_impossible_jobs(changes: dict[str, object], expected: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=expected):
+        tiny_job(tmp_path / "none.npz", **changes)
