@@ -206,7 +206,7 @@ def test_bad_arguments(
         "train sorl",
         "evaluate",
         "info a b",
-        "generate --fast x",
+        "generate x -y",
     ],
 )
 def test_what_cannot_be_parsed(arguments: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -424,8 +424,6 @@ def test_a_full_disk_in_generation(data: Path, processes: Processes, tmp_path: P
         "2",
         "--workers",
         "1",
-        "--seed",
-        "0",
         "--out",
     ]
     code, _, err = processes.run(*command, tmp_path / "out", prefix=limited)

@@ -29,7 +29,7 @@ from sorl.errors import InputError
 from sorl.evaluation import Evaluator
 from sorl.inference import check_budgets
 from sorl.interruption import Interruption, StoppedError
-from sorl.recorder import Recorder
+from sorl.recorder import Recorder, check_dashboards
 from sorl.rollouts import select_member
 from sorl.runs import INCIDENTAL, Run, check_same_config
 from sorl.training import Snapshot, TrainingState, initial_state, members_of, train
@@ -83,6 +83,8 @@ class Job:
         for name in ("updates", "batch_size", "log_every", "evaluate_every", "episodes"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)} is not possible: give at least 1.")
+        if self.workers is not None and self.workers < 1:
+            raise InputError(f"workers={self.workers} is not possible: give at least 1.")
         if self.evaluate_every % self.log_every:
             raise InputError(
                 f"evaluate_every={self.evaluate_every} must be a multiple of log_every="
@@ -126,6 +128,7 @@ def start(
     )
     check_budgets(skeleton, job.budgets)
     members_of(dataset.tasks, job.seeds)
+    check_dashboards(tensorboard=job.tensorboard, wandb=job.wandb)
     config = _config(algorithm, job, dataset)
     if known:
         run = Run.open(out)

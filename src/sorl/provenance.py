@@ -9,10 +9,10 @@ import platform
 from pathlib import Path
 from typing import Any
 
-import sorl
 from sorl.platform import cores
 
 LIBRARIES = (
+    "sorl",
     "jax",
     "jaxlib",
     "equinox",
@@ -34,7 +34,7 @@ def provenance() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Versions of Python, of sorl and of the installed libraries that decide a result."""
-    found = {"python": platform.python_version(), "sorl": sorl.__version__}
+    found = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:
             found[name] = importlib.metadata.version(name)

@@ -41,16 +41,7 @@ class Recorder:
         Raises:
             InputError: a dashboard that was asked for is not installed.
         """
-        if tensorboard and not _installed("tensorboardX"):
-            raise InputError(
-                "TensorBoard was asked for, but tensorboardX is not installed: install "
-                "sorl[tensorboard], or leave it out."
-            )
-        if wandb and not _installed("wandb"):
-            raise InputError(
-                "Weights & Biases was asked for, but wandb is not installed: install sorl[wandb], "
-                "or leave it out."
-            )
+        check_dashboards(tensorboard=tensorboard, wandb=wandb)
         self._writer = None
         if tensorboard or (tensorboard is None and _installed("tensorboardX")):
             import tensorboardX
@@ -98,6 +89,20 @@ class Recorder:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def check_dashboards(*, tensorboard: bool | None, wandb: bool) -> None:
+    """Raise `InputError` when a dashboard that was asked for is not installed."""
+    if tensorboard and not _installed("tensorboardX"):
+        raise InputError(
+            "TensorBoard was asked for, but tensorboardX is not installed: install "
+            "sorl[tensorboard], or leave it out."
+        )
+    if wandb and not _installed("wandb"):
+        raise InputError(
+            "Weights & Biases was asked for, but wandb is not installed: install sorl[wandb], "
+            "or leave it out."
+        )
 
 
 def _installed(name: str) -> bool:

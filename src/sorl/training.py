@@ -16,7 +16,6 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,7 +26,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, PyTree
 from sorl.algorithm import AbstractAlgorithm
 from sorl.data.dataset import Dataset
 from sorl.errors import InputError
-from sorl.types import Member
+from sorl.types import Member, Spec
 
 State = TypeVar("State")
 
@@ -95,10 +94,15 @@ def initial_state(
 ) -> TrainingState:
     """Fresh states of all members, each from its own key."""
     keys, _ = _split_keys(members)
-    states = eqx.filter_jit(eqx.filter_vmap(lambda key: algorithm.init(dataset.spec, key=key)))(
-        keys
-    )
+    states = _initial_states(algorithm, dataset.spec, keys)
     return TrainingState(states, jnp.ones(len(members), bool))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _initial_states(
+    algorithm: AbstractAlgorithm[Any], spec: Spec, keys: Key[Array, " members"]
+) -> PyTree:
+    return jax.vmap(lambda key: algorithm.init(spec, key=key))(keys)
 
 
 def train(
@@ -156,12 +160,12 @@ def _chunks(
     over_members = NamedSharding(mesh, PartitionSpec(MEMBERS))
     _, keys = _split_keys(members)
     keys = jax.device_put(keys, over_members)
-    task_index = jax.device_put(
-        jnp.asarray([dataset.tasks.index(member.task) for member in members]), over_members
-    )
+    task_index = jnp.asarray([dataset.tasks.index(member.task) for member in members])
+    # Of each member's own task: the rewards of one task must not decide about another.
+    largest_reward = jnp.max(jnp.abs(dataset.rewards), axis=1)[task_index]
+    limits = jnp.square(EXPLOSION * jnp.maximum(largest_reward, 1.0))
+    task_index, limits = jax.device_put((task_index, limits), over_members)
     state = jax.device_put(state, over_members)
-    largest_reward = float(jnp.max(jnp.abs(dataset.rewards)))
-    limit = jnp.float32((EXPLOSION * max(largest_reward, 1.0)) ** 2)
     dataset = jax.device_put(dataset, NamedSharding(mesh, PartitionSpec()))
     while done < updates:
         count = min(chunk - done % chunk, updates - done)
@@ -176,7 +180,7 @@ def _chunks(
             keys,
             jnp.int32(done),
             jnp.int32(count),
-            limit,
+            limits,
         )
         done += count
         host_metrics = {name: np.asarray(value) for name, value in metrics.items()}
@@ -208,17 +212,17 @@ def _run_chunk(
     keys: Key[Array, " members"],
     start: Int[Array, ""],
     count: Int[Array, ""],
-    limit: Float[Array, ""],
+    limits: Float[Array, " members"],
 ) -> tuple[TrainingState, dict[str, Float[Array, " members"]]]:
     """`count` updates of every member; the count is not static, so any chunk compiles once."""
     split, same = PartitionSpec(MEMBERS), PartitionSpec()
     return jax.shard_map(
         functools.partial(_run_local_chunk, algorithm, batch_size),
         mesh=mesh,
-        in_specs=(split, same, split, split, same, same, same),
+        in_specs=(split, same, split, split, same, same, split),
         out_specs=split,
         check_vma=False,  # nothing is exchanged between devices, so there is nothing to check
-    )(state, dataset, task_index, keys, start, count, limit)
+    )(state, dataset, task_index, keys, start, count, limits)
 
 
 def _run_local_chunk(
@@ -230,7 +234,7 @@ def _run_local_chunk(
     keys: Key[Array, " local"],
     start: Int[Array, ""],
     count: Int[Array, ""],
-    limit: Float[Array, ""],
+    limits: Float[Array, " local"],
 ) -> tuple[TrainingState, dict[str, Float[Array, " local"]]]:
     """The chunk for the members of one device."""
 
@@ -257,12 +261,17 @@ def _run_local_chunk(
         for name, value in metrics.items():
             healthy &= jnp.isfinite(value)
             if name == CRITIC_LOSS:
-                healthy &= value <= limit
+                healthy &= value <= limits
         return states, {name: sums[name] + value for name, value in metrics.items()}, healthy
 
     _, shapes = jax.eval_shape(update, state.algorithm, start)
     zeros = {name: jnp.zeros(shape.shape, shape.dtype) for name, shape in shapes.items()}
     final, sums, healthy = jax.lax.fori_loop(0, count, body, (state.algorithm, zeros, state.alive))
+    # The chunk's last update may spoil a state after its metrics were taken; such a state would
+    # be the one that the next chunk goes back to.
+    for leaf in jax.tree.leaves(final):
+        if jnp.issubdtype(leaf.dtype, jnp.inexact):
+            healthy &= jnp.all(jnp.isfinite(leaf), axis=tuple(range(1, leaf.ndim)))
 
     def keep(new: Array, old: Array) -> Array:
         return jnp.where(healthy.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
@@ -295,7 +304,11 @@ def _why_stopped(
     metrics: Mapping[str, npt.NDArray[np.float32]],
 ) -> str:
     bad = [name for name, value in metrics.items() if not np.isfinite(value[index])]
-    what = f"{', '.join(bad)} became NaN or infinite" if bad else "its critic's loss exploded"
+    what = (
+        f"{', '.join(bad)} became NaN or infinite"
+        if bad
+        else "its critic's loss exploded or its parameters became NaN or infinite"
+    )
     return (
         f"Task {member.task}, seed {member.seed} was stopped between updates {done - count:,} and "
         f"{done:,}: {what}. Its last good state, after update {done - count:,}, is kept and the "

@@ -50,6 +50,13 @@ from sorl.flows import (
     self_consistency_target,
     stratified_levels,
 )
+from sorl.hyperparameters import (
+    check_discount,
+    check_layers,
+    check_not_negative,
+    check_positive,
+    check_power_of_two,
+)
 from sorl.losses import Aggregation, aggregate, normalised_q_loss, td_target
 from sorl.nn import Critic, VelocityField
 from sorl.optim import adam, gradient_step, moving_average
@@ -171,32 +178,17 @@ class SORL(AbstractAlgorithm[SORLState]):
 
     def __post_init__(self) -> None:
         """Check what the equations assume."""
-        for name in ("discretization", "backprop_steps"):
-            value = getattr(self, name)
-            if value < 1 or value & (value - 1):
-                raise InputError(f"SORL {name}={value} must be a power of two: 1, 2, 4, 8, ...")
+        check_power_of_two(self, "discretization", "backprop_steps")
         if self.backprop_steps > self.discretization:
             raise InputError(
                 f"SORL backprop_steps={self.backprop_steps} is more than discretization="
                 f"{self.discretization}: the Q loss can only use step sizes that are trained."
             )
-        if not 0 <= self.discount < 1:
-            raise InputError(f"SORL discount={self.discount} must be in [0, 1).")
-        if not self.hidden or any(size < 1 for size in (*self.hidden, *self.actor_hidden)):
-            raise InputError(
-                f"SORL hidden={self.hidden}, actor_hidden={self.actor_hidden}: give at least one "
-                "layer, each of 1 or more units."
-            )
-        if self.target_aggregation not in ("mean", "min"):
-            raise InputError(
-                f"SORL target_aggregation={self.target_aggregation!r} must be 'mean' or 'min'."
-            )
-        for name in ("learning_rate", "max_gradient_norm", "target_rate"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"SORL {name}={getattr(self, name)} must be above 0.")
-        for name in ("q_loss_coef", "flow_matching_coef", "self_consistency_coef"):
-            if not getattr(self, name) >= 0:
-                raise InputError(f"SORL {name}={getattr(self, name)} must be 0 or more.")
+        check_discount(self)
+        check_layers(self, "hidden")
+        check_layers(self, "actor_hidden", may_be_empty=True)
+        check_positive(self, "learning_rate", "max_gradient_norm", "target_rate")
+        check_not_negative(self, "q_loss_coef", "flow_matching_coef", "self_consistency_coef")
 
     def init(self, spec: Spec, *, key: PRNGKeyArray) -> SORLState:
         """Fresh networks; targets start as copies."""

@@ -1,0 +1,58 @@
+"""Checks of hyperparameters that several algorithms share; each raises one clear sentence.
+
+Every function takes the algorithm and names of its fields. NaN fails every check.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sorl.errors import InputError
+
+
+def check_positive(algorithm: object, *names: str) -> None:
+    """Raise `InputError` unless every field is above 0."""
+    for name, value in _fields(algorithm, names):
+        if not value > 0:
+            raise InputError(f"{_place(algorithm, name)}={value} must be above 0.")
+
+
+def check_not_negative(algorithm: object, *names: str) -> None:
+    """Raise `InputError` unless every field is 0 or more."""
+    for name, value in _fields(algorithm, names):
+        if not value >= 0:
+            raise InputError(f"{_place(algorithm, name)}={value} must be 0 or more.")
+
+
+def check_power_of_two(algorithm: object, *names: str) -> None:
+    """Raise `InputError` unless every field is 1, 2, 4, 8, ..."""
+    for name, value in _fields(algorithm, names):
+        if value < 1 or value & (value - 1):
+            raise InputError(
+                f"{_place(algorithm, name)}={value} must be a power of two: 1, 2, 4, 8, ..."
+            )
+
+
+def check_discount(algorithm: object, name: str = "discount") -> None:
+    """Raise `InputError` unless the field is in [0, 1)."""
+    value = getattr(algorithm, name)
+    if not 0 <= value < 1:
+        raise InputError(f"{_place(algorithm, name)}={value} must be in [0, 1).")
+
+
+def check_layers(algorithm: object, name: str, *, may_be_empty: bool = False) -> None:
+    """Raise `InputError` unless the field holds sizes of layers, each of at least one unit."""
+    sizes = getattr(algorithm, name)
+    if (not sizes and not may_be_empty) or any(size < 1 for size in sizes):
+        raise InputError(
+            f"{_place(algorithm, name)}={sizes} is not possible: give at least one layer, each of "
+            "1 or more units."
+        )
+
+
+def _fields(algorithm: object, names: tuple[str, ...]) -> list[tuple[str, Any]]:
+    return [(name, getattr(algorithm, name)) for name in names]
+
+
+def _place(algorithm: object, name: str) -> str:
+    return f"{type(algorithm).__name__} {name}"

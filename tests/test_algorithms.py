@@ -1,0 +1,281 @@
+"""What every algorithm promises, tried on each that is found; a new file joins by itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import probes
+from sorl import algorithms
+from sorl.algorithm import AbstractAlgorithm, AbstractScoredPolicy
+from sorl.errors import InputError
+from sorl.inference import act, candidates
+from sorl.training import Snapshot, train
+from sorl.types import Budget, Spec
+
+NAMES = algorithms.names()
+UPDATES = 100
+TINY = {"hidden": (16, 16), "actor_hidden": (), "learning_rate": 1e-3}
+
+
+def tiny(name: str) -> AbstractAlgorithm[Any]:
+    """The algorithm with small networks, as far as it has fields for them."""
+    known = {field.name for field in dataclasses.fields(algorithms.get(name))}  # pyright: ignore[reportArgumentType]
+    return algorithms.get(name)(**{key: TINY[key] for key in TINY if key in known})
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def trained(request) -> tuple[AbstractAlgorithm[Any], Snapshot]:
+    """Each algorithm after `UPDATES` updates on the two-step problem, two seeds."""
+    algorithm = tiny(request.param)
+    dataset, _ = probes.two_step(np.random.default_rng(0))
+    *_, last = train(
+        algorithm, dataset, seeds=(0, 1), updates=UPDATES, batch_size=32, chunk=UPDATES
+    )
+    return algorithm, last
+
+
+def member_policy(algorithm: AbstractAlgorithm[Any], snapshot: Snapshot, member: int = 0) -> Any:
+    return algorithm.policy(jax.tree.map(lambda leaf: leaf[member], snapshot.state.algorithm))
+
+
+def test_sorl_is_found():
+    assert "sorl" in NAMES
+    assert sorted(NAMES) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+class TestHyperparameters:
+    def test_frozen_and_hashable(self, name):
+        algorithm = algorithms.get(name)()
+        field = dataclasses.fields(algorithm)[0].name  # pyright: ignore[reportArgumentType]
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(algorithm, field, getattr(algorithm, field))
+        assert algorithm == algorithms.get(name)()
+        assert hash(algorithm) == hash(algorithms.get(name)())
+
+    def test_name_is_that_of_the_file(self, name):
+        algorithm = algorithms.get(name)()
+        assert algorithms.name_of(algorithm) == name
+        assert Path(inspect.getfile(type(algorithm))).stem == name
+
+    def test_described_and_built_again_through_json(self, name):
+        for algorithm in (algorithms.get(name)(), tiny(name)):
+            description = json.loads(json.dumps(algorithms.describe(algorithm)))
+            assert description["name"] == name
+            rebuilt = algorithms.build(description)
+            assert rebuilt == algorithm
+            assert hash(rebuilt) == hash(algorithm)
+
+    def test_a_hyperparameter_of_another_version_is_refused(self, name):
+        description = algorithms.describe(algorithms.get(name)()) | {"warp_factor": 9}
+        with pytest.raises(InputError, match="warp_factor"):
+            algorithms.build(description)
+
+    def test_presets_name_real_fields_and_make_an_algorithm(self, name):
+        found = algorithms.get(name)
+        known = {field.name for field in dataclasses.fields(found)}  # pyright: ignore[reportArgumentType]
+        for dataset, values in found.presets.items():
+            assert set(values) <= known, dataset
+            assert algorithms.preset(name, f"{dataset}-v0") == dict(values)
+            assert found(**values) == algorithms.build({"name": name, **values})
+        assert algorithms.preset(name, "no-such-data-v0") == {}
+
+    def test_documented(self, name):
+        assert sys.modules[algorithms.get(name).__module__].__doc__
+        assert algorithms.get(name).__doc__
+
+
+def test_state_and_metrics_are_finite_after_100_updates(trained):
+    _, snapshot = trained
+    assert snapshot.update == UPDATES
+    assert not snapshot.stopped
+    for leaf in jax.tree.leaves(snapshot.state):
+        assert np.isfinite(np.asarray(leaf)).all()
+    for name, value in snapshot.metrics.items():
+        assert value.shape == (2,), name
+        assert np.isfinite(value).all(), name
+
+
+def test_metrics_of_a_critic_include_its_loss(trained):
+    """The trainer watches this name for explosions."""
+    algorithm, snapshot = trained
+    if isinstance(member_policy(algorithm, snapshot), AbstractScoredPolicy):
+        assert "critic/loss" in snapshot.metrics
+    assert all("/" in name for name in snapshot.metrics)
+
+
+def test_training_moves_parameters_and_seeds_differ(trained):
+    algorithm, snapshot = trained
+    dataset, _ = probes.two_step(np.random.default_rng(0))
+    fresh = algorithm.init(dataset.spec, key=jax.random.key(0))
+    assert jax.tree.structure(fresh) == jax.tree.structure(snapshot.state.algorithm)
+    for new, one in zip(
+        jax.tree.leaves(snapshot.state.algorithm), jax.tree.leaves(fresh), strict=True
+    ):
+        assert new.shape == (2, *one.shape)
+        assert new.dtype == one.dtype
+    policies = [
+        jax.tree.leaves(member_policy(algorithm, snapshot, member)) for member in (0, 1)
+    ]
+    assert any(not np.array_equal(a, b) for a, b in zip(*policies, strict=True))
+
+
+def test_an_update_of_mapped_members_equals_each_alone(trained):
+    """No member's gradient sees another member."""
+    algorithm, snapshot = trained
+    states = snapshot.state.algorithm
+    dataset, _ = probes.two_step(np.random.default_rng(0))
+    keys = jax.random.split(jax.random.key(3), 2)
+    batches = jax.vmap(lambda key: dataset.sample(key, 0, 16))(keys)
+    index = jnp.int32(UPDATES)
+
+    def update(state: Any, batch: Any, key: Any, index: Any) -> Any:
+        return algorithm.update(state, batch, index, key=key)
+
+    together, metrics = jax.jit(jax.vmap(update, in_axes=(0, 0, 0, None)))(
+        states, batches, keys, index
+    )
+    alone = jax.jit(update)
+    for member in (0, 1):
+        one = jax.tree.map(lambda leaf, i=member: leaf[i], (states, batches, keys))
+        state, one_metrics = alone(*one, index)
+        for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(state), strict=True):
+            np.testing.assert_allclose(a[member], b, rtol=2e-3, atol=1e-5)
+        assert dict(metrics).keys() == dict(one_metrics).keys()
+        for name, value in one_metrics.items():
+            np.testing.assert_allclose(metrics[name][member], value, rtol=1e-3, atol=1e-5)
+
+
+def test_actions_are_in_range_and_the_default_budget_can_be_served(trained):
+    algorithm, snapshot = trained
+    policy = member_policy(algorithm, snapshot)
+    budget = algorithm.default_budget
+    policy.check_steps(budget.steps)
+    keys = jax.random.split(jax.random.key(0), 64)
+    actions = np.asarray(
+        jax.vmap(lambda key: act(policy, jnp.asarray(probes.STATES[0]), budget=budget, key=key))(
+            keys
+        )
+    )
+    assert actions.shape == (64, 2)
+    assert (np.abs(actions) <= 1).all()
+
+
+@pytest.mark.parametrize("batch", [1, 3, 7])
+def test_best_of_n_for_a_batch_equals_one_by_one(trained, batch):
+    """Every candidate is scored against the observation that it was drawn for."""
+    algorithm, snapshot = trained
+    policy = member_policy(algorithm, snapshot)
+    if not isinstance(policy, AbstractScoredPolicy):
+        pytest.skip("this algorithm has no verifier")
+    budget = Budget(algorithm.default_budget.steps, 5)
+    rng = np.random.default_rng(batch)
+    observations = jnp.asarray(rng.normal(size=(batch, 3)), jnp.float32)
+    keys = jax.random.split(jax.random.key(batch), batch)
+    together = jax.vmap(lambda s, key: act(policy, s, budget=budget, key=key))(observations, keys)
+    for i in range(batch):
+        drawn = candidates(policy, observations[i], budget=budget, key=keys[i])
+        scores = [
+            float(policy.score(observations[i], action, steps=budget.steps)) for action in drawn
+        ]
+        np.testing.assert_allclose(together[i], drawn[int(np.argmax(scores))], atol=1e-5)
+
+
+# Discovery ---------------------------------------------------------------------------------
+
+NEWCOMER = '''
+"""A policy that does nothing."""
+import dataclasses
+from typing import ClassVar
+import jax.numpy as jnp
+from sorl.algorithm import AbstractAlgorithm, AbstractPolicy
+from sorl.types import Budget
+
+class Still(AbstractPolicy):
+    """Stands still."""
+    def sample(self, observation, *, steps, key):
+        return jnp.zeros(2)
+    def check_steps(self, steps):
+        pass
+
+@dataclasses.dataclass(frozen=True)
+class DoNothing(AbstractAlgorithm):
+    """Nothing."""
+    presets: ClassVar = {}
+    default_budget: ClassVar = Budget(1, 1)
+    patience: float = 1.0
+    def init(self, spec, *, key):
+        return {"step": jnp.zeros(())}
+    def update(self, state, batch, update_index, *, key):
+        return {"step": state["step"] + 1}, {"actor/loss": jnp.mean(batch.action)}
+    def policy(self, state):
+        return Still()
+'''
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Iterator[Path]:
+    """A second folder of algorithms beside the library's."""
+    monkeypatch.setattr(algorithms, "__path__", [*algorithms.__path__, str(tmp_path)])
+    algorithms.get.cache_clear()
+    yield tmp_path
+    algorithms.get.cache_clear()
+    for name in ("newcomer", "_private", "two", "none"):
+        sys.modules.pop(f"{algorithms.__name__}.{name}", None)
+
+
+def test_a_new_file_joins_by_itself(folder):
+    (folder / "newcomer.py").write_text(NEWCOMER)
+    (folder / "_private.py").write_text(NEWCOMER)
+    assert algorithms.names() == sorted([*NAMES, "newcomer"])
+    algorithm = algorithms.get("newcomer")(patience=2.0)
+    assert algorithms.describe(algorithm) == {"name": "newcomer", "patience": 2.0}
+    assert algorithms.build({"name": "newcomer", "patience": 2.0}) == algorithm
+    dataset, _ = probes.two_step(np.random.default_rng(0))
+    *_, last = train(algorithm, dataset, seeds=(0,), updates=3, batch_size=4, chunk=2)
+    assert last.state.algorithm["step"].tolist() == [3.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("none", '"""Nothing here."""'), ("two", NEWCOMER + "\nclass B(DoNothing):\n    pass\n")]
+)
+def test_a_file_must_hold_exactly_one_algorithm(folder, name, text):
+    (folder / f"{name}.py").write_text(text)
+    with pytest.raises(TypeError, match="exactly one"):
+        algorithms.get(name)
+
+
+@pytest.mark.parametrize(("wrong", "meant"), [("sorll", "sorl"), ("srol", "sorl"), ("SORL", None)])
+def test_unknown_names_bring_suggestions(wrong, meant):
+    with pytest.raises(InputError, match="choose one of") as caught:
+        algorithms.get(wrong)
+    assert "sorl" in str(caught.value)
+    if meant:
+        assert f"Did you mean {meant!r}?" in str(caught.value)
+    with pytest.raises(InputError):
+        algorithms.build({"name": wrong})
+
+
+def test_a_description_without_a_name_is_refused():
+    with pytest.raises(InputError):
+        algorithms.build({"hidden": [4]})
+
+
+def test_spec_of_init_decides_the_sizes():
+    """Initial states of every algorithm exist for the smallest problem there is."""
+    for name in NAMES:
+        shapes = jax.eval_shape(
+            lambda key, name=name: tiny(name).init(Spec(1, 1), key=key), jax.random.key(0)
+        )
+        assert jax.tree.leaves(shapes)
