@@ -8,6 +8,7 @@ Observation 28, action 5, batch 256, as on cube-single. Peak and training are me
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections.abc import Sequence
@@ -43,7 +44,7 @@ def flops(algorithm: SORL) -> float:
     """
 
     def products(sizes: Sequence[int]) -> int:
-        return sum(i * o for i, o in zip(sizes[:-1], sizes[1:], strict=True))
+        return sum(i * o for i, o in itertools.pairwise(sizes))
 
     actor = products((OBSERVATION + ACTION + 2, *algorithm.hidden, ACTION))
     critic = 2 * products((OBSERVATION + ACTION + 1, *algorithm.hidden, 1))

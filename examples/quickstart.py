@@ -15,11 +15,11 @@ from pathlib import Path
 from sorl.cli import run
 
 FOLDER = Path("quickstart")
-ENVIRONMENT = "scene-play-singletask-task1-v0"
-DATASET = "scene-play-v0"
-EPISODES = 120
-UPDATES = 20_000
-BUDGETS = ["1x1", "4x1", "4x8"]
+ENVIRONMENT = "cube-single-play-singletask-v0"
+DATASET = "cube-single-play-v0"
+EPISODES = 150
+UPDATES = 18_000
+BUDGETS = ["1x1", "4x1", "8x1", "8x2", "8x4"]
 
 
 def main() -> None:
@@ -34,8 +34,8 @@ def main() -> None:
     else:
         command(
             *("train", "sorl", "--env", ENVIRONMENT, "--data", data, "--out", out),
-            *("--updates", UPDATES, "--hidden", 256, 256, "--learning-rate", 3e-4),
-            *("--log-every", 500, "--evaluate-every", UPDATES, "--budgets", *BUDGETS),
+            *("--updates", UPDATES, "--seeds", 2, "--hidden", 256, 256, 256),
+            *("--learning-rate", 3e-4, "--evaluate-every", UPDATES, "--budgets", *BUDGETS),
         )
     command("report", out, "--out", FOLDER / "report.html")
     print(f"quickstart took {(time.monotonic() - began) / 60:.1f} minutes")

@@ -8,7 +8,6 @@ unit vectors of the three states.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 
 import numpy as np
 from scipy.spatial.distance import cdist
@@ -110,8 +109,8 @@ def bandit_reward(actions: np.ndarray) -> np.ndarray:
     return -((actions - BANDIT_OPTIMUM) ** 2).sum(axis=-1)
 
 
-GAUSSIAN_MEANS = np.array([[0.5, -0.3], [-0.4, 0.2], [0.1, 0.4]])
-GAUSSIAN_SPREADS = np.array([0.0, 0.15, 0.25])
+GAUSSIAN_MEANS = np.array([[0.5, -0.3], [-0.4, 0.3], [0.1, -0.1]])
+GAUSSIAN_SPREADS = np.array([0.0, 0.2, 0.35])
 
 
 def gaussians(rng: np.random.Generator) -> Dataset:
@@ -172,11 +171,6 @@ def sided_actions(rng: np.random.Generator, count: int, side: int = 0) -> np.nda
     """Actions clearly left (`side` -1), clearly right (1) or either (0) in their first entry."""
     sign = rng.choice([-1, 1], count) if side == 0 else np.full(count, side)
     return np.stack([sign * rng.uniform(0.2, 1, count), rng.uniform(-1, 1, count)], axis=1)
-
-
-def action_rewards(function: Callable[[np.ndarray], np.ndarray], dataset: Dataset) -> np.ndarray:
-    """`function` of the actions that `dataset` can sample."""
-    return function(np.asarray(dataset.actions)[np.asarray(dataset.valid_rows)])
 
 
 def _episodes(

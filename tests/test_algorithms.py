@@ -125,9 +125,7 @@ def test_training_moves_parameters_and_seeds_differ(trained):
     ):
         assert new.shape == (2, *one.shape)
         assert new.dtype == one.dtype
-    policies = [
-        jax.tree.leaves(member_policy(algorithm, snapshot, member)) for member in (0, 1)
-    ]
+    policies = [jax.tree.leaves(member_policy(algorithm, snapshot, member)) for member in (0, 1)]
     assert any(not np.array_equal(a, b) for a, b in zip(*policies, strict=True))
 
 
@@ -248,7 +246,8 @@ def test_a_new_file_joins_by_itself(folder):
 
 
 @pytest.mark.parametrize(
-    ("name", "text"), [("none", '"""Nothing here."""'), ("two", NEWCOMER + "\nclass B(DoNothing):\n    pass\n")]
+    ("name", "text"),
+    [("none", '"""Nothing here."""'), ("two", NEWCOMER + "\nclass B(DoNothing):\n    pass\n")],
 )
 def test_a_file_must_hold_exactly_one_algorithm(folder, name, text):
     (folder / f"{name}.py").write_text(text)

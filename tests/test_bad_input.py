@@ -415,26 +415,6 @@ def test_a_full_disk_in_training(
     assert (run / "metrics.csv").read_bytes() == (finished / "metrics.csv").read_bytes()
 
 
-def test_a_full_disk_in_generation(data: Path, processes: Processes, tmp_path: Path) -> None:
-    limited = ("bash", "-c", 'ulimit -f 12; exec "$@"', "limited")
-    command = [
-        "generate",
-        "pointmaze-medium-navigate-v0",
-        "--episodes",
-        "2",
-        "--workers",
-        "1",
-        "--out",
-    ]
-    code, _, err = processes.run(*command, tmp_path / "out", prefix=limited)
-    assert code == 2, err
-    assert "the disk is full" in err
-    assert "Traceback" not in err
-    assert not list(tmp_path.rglob("*.npz"))
-    assert processes.run(*command, tmp_path / "out")[0] == 0
-    assert (tmp_path / "out" / data.name).read_bytes() == data.read_bytes()
-
-
 @pytest.fixture
 def forbidden() -> Iterator[Path]:
     """A folder that anybody may read and only its owner, if not root, may change."""

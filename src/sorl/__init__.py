@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sorl.deployment.policy import Policy
     from sorl.errors import InputError
     from sorl.evaluation import evaluate
-    from sorl.jobs import Job
+    from sorl.jobs.job import Job
     from sorl.report.page import write_report
     from sorl.runs import Run
     from sorl.training import train
@@ -30,7 +30,7 @@ _HOMES = {
     "Budget": "sorl.types",
     "Dataset": "sorl.data.dataset",
     "InputError": "sorl.errors",
-    "Job": "sorl.jobs",
+    "Job": "sorl.jobs.job",
     "Member": "sorl.types",
     "Policy": "sorl.deployment.policy",
     "Run": "sorl.runs",

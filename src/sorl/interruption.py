@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import termios
@@ -69,16 +70,25 @@ class Interruption:
 @contextlib.contextmanager
 def _no_echo() -> Iterator[None]:
     """Keep the terminal from writing ^C, which would shift the lines that progress bars erase."""
-    try:
-        descriptor = sys.stdin.fileno()
-        before = termios.tcgetattr(descriptor)
-    except (termios.error, OSError, ValueError, AttributeError):  # no terminal
+    terminal = _own_terminal()
+    if terminal is None:
         yield
         return
+    before = termios.tcgetattr(terminal)
     changed = list(before)
     changed[3] &= ~termios.ECHOCTL
-    termios.tcsetattr(descriptor, termios.TCSANOW, changed)
+    termios.tcsetattr(terminal, termios.TCSANOW, changed)
     try:
         yield
     finally:
-        termios.tcsetattr(descriptor, termios.TCSANOW, before)
+        if _own_terminal() == terminal:
+            termios.tcsetattr(terminal, termios.TCSANOW, before)
+
+
+def _own_terminal() -> int | None:
+    """Descriptor of the terminal that is ours to change: a background job would be suspended."""
+    try:
+        descriptor = sys.stdin.fileno()
+        return descriptor if os.tcgetpgrp(descriptor) == os.getpgrp() else None
+    except (OSError, ValueError, AttributeError):  # no terminal, or no standard input at all
+        return None

@@ -90,11 +90,11 @@ def members_of(tasks: Sequence[int], seeds: Sequence[int]) -> tuple[Member, ...]
 
 
 def initial_state(
-    algorithm: AbstractAlgorithm[State], dataset: Dataset, members: Sequence[Member]
+    algorithm: AbstractAlgorithm[State], spec: Spec, members: Sequence[Member]
 ) -> TrainingState:
     """Fresh states of all members, each from its own key."""
     keys, _ = _split_keys(members)
-    states = _initial_states(algorithm, dataset.spec, keys)
+    states = _initial_states(algorithm, spec, keys)
     return TrainingState(states, jnp.ones(len(members), bool))
 
 
@@ -142,7 +142,7 @@ def train(
     tasks = dataset.tasks if tasks is None else tuple(tasks)
     members = members_of(tasks, seeds)
     dataset = dataset.select_tasks(tasks)
-    done, state = (0, initial_state(algorithm, dataset, members)) if start is None else start
+    done, state = (0, initial_state(algorithm, dataset.spec, members)) if start is None else start
     return _chunks(algorithm, dataset, members, batch_size, chunk, updates, done, state)
 
 

@@ -16,6 +16,7 @@ def _evaluate(
     run: tyro.conf.Positional[Path],
     budgets: tuple[str, ...] = ("1x1", "4x1", "4x8"),
     episodes: int = 50,
+    update: int | None = None,
     seed: int = 0,
     workers: int | None = None,
     json: bool = False,
@@ -29,6 +30,7 @@ def _evaluate(
         run: folder of the run.
         budgets: budgets to evaluate, for example 1x1 4x1 4x8.
         episodes: episodes for each budget, task and seed.
+        update: an earlier evaluated update of the run; without it the newest policies.
         seed: seed of the episodes' starts and of the sampling noise.
         workers: processes that step environments; without it one a core.
         json: print JSON instead of a table.
@@ -41,6 +43,7 @@ def _evaluate(
     from sorl.deployment.storage import policy_folder, read_policy
     from sorl.errors import InputError
     from sorl.evaluation import evaluate
+    from sorl.jobs import restore_policies
     from sorl.runs import Run
     from sorl.types import Budget
 
@@ -49,8 +52,11 @@ def _evaluate(
     environment = opened.config.get("environment")
     if environment is None:
         raise InputError(f"{run} was trained without an environment: there is none to act in.")
-    policies, members = load_stacked(run)
-    update = read_policy(policy_folder(run, members[0])).update
+    if update is None:
+        policies, members = load_stacked(run)
+        update = read_policy(policy_folder(run, members[0])).update
+    else:
+        policies, members = restore_policies(opened, update)
     with show_episodes() as on_progress:
         results = evaluate(
             policies,

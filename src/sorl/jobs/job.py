@@ -1,0 +1,134 @@
+"""What a job does, and how its settings stand in a run's config.json."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sorl import algorithms, provenance
+from sorl.algorithm import AbstractAlgorithm
+from sorl.data.dataset import Dataset
+from sorl.errors import InputError
+from sorl.types import Budget
+
+EXECUTION = "execution"
+"""Settings that change how a job runs but none of its results stand under this name."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What to train and when to evaluate it.
+
+    Args:
+        environment: OGBench name; None trains on `data` alone, without evaluation.
+        data: an `.npz` file; None looks `environment` up, see `sorl.load_dataset`.
+        tasks: tasks to train together; None means the one that `environment` names.
+        seeds: seeds to train together.
+        updates: gradient updates.
+        batch_size: rows of one batch.
+        log_every: updates between two rows of metrics.csv; also the unit of stopping.
+        evaluate_every: updates between two evaluations, a multiple of `log_every`; the last
+            update is always evaluated.
+        budgets: budgets of every evaluation.
+        episodes: episodes for each budget, task and seed.
+        evaluation_seed: seed of the episodes' starts and of the sampling noise.
+        workers: processes that step environments; None means one a core.
+        checkpoint_seconds: least time between two checkpoints that no evaluation asks for.
+        tensorboard: None means where tensorboardX is installed.
+        wandb: send to Weights & Biases too.
+    """
+
+    environment: str | None
+    data: Path | None = None
+    tasks: tuple[int, ...] | None = None
+    seeds: tuple[int, ...] = (0,)
+    updates: int = 1_000_000
+    batch_size: int = 256
+    log_every: int = 250
+    evaluate_every: int = 100_000
+    budgets: tuple[Budget, ...] = (Budget(1, 1), Budget(4, 1), Budget(4, 8))
+    episodes: int = 50
+    evaluation_seed: int = 0
+    workers: int | None = None
+    checkpoint_seconds: float = 60.0
+    tensorboard: bool | None = None
+    wandb: bool = False
+
+    def __post_init__(self) -> None:
+        """Check numbers before anything is read or written."""
+        for name in ("updates", "batch_size", "log_every", "evaluate_every", "episodes"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}={getattr(self, name)} is not possible: give at least 1.")
+        if self.workers is not None and self.workers < 1:
+            raise InputError(f"workers={self.workers} is not possible: give at least 1.")
+        if self.evaluate_every % self.log_every:
+            raise InputError(
+                f"evaluate_every={self.evaluate_every} must be a multiple of log_every="
+                f"{self.log_every}, since training pauses at those updates only."
+            )
+        if self.environment is not None and not self.budgets:
+            raise InputError("Name at least one budget to evaluate, for example 4x1.")
+        if self.evaluation_seed < 0:
+            raise InputError(f"evaluation_seed={self.evaluation_seed} must be 0 or more.")
+        if not self.checkpoint_seconds >= 0:
+            raise InputError(f"checkpoint_seconds={self.checkpoint_seconds} must be 0 or more.")
+
+
+def config_of(algorithm: AbstractAlgorithm[Any], job: Job, dataset: Dataset) -> dict[str, Any]:
+    """Every setting of a run, as its config.json holds it."""
+    return {
+        "algorithm": algorithms.describe(algorithm),
+        "environment": job.environment,
+        "tasks": list(dataset.tasks),
+        "seeds": list(job.seeds),
+        "training": {
+            "updates": job.updates,
+            "batch_size": job.batch_size,
+            "log_every": job.log_every,
+            "evaluate_every": job.evaluate_every,
+            "budgets": [str(budget) for budget in job.budgets],
+            "episodes": job.episodes,
+            "evaluation_seed": job.evaluation_seed,
+        },
+        EXECUTION: {
+            "workers": job.workers,
+            "checkpoint_seconds": job.checkpoint_seconds,
+            "tensorboard": job.tensorboard,
+            "wandb": job.wandb,
+        },
+        "dataset": {
+            "path": None if job.data is None else str(job.data.expanduser().absolute()),
+            "fingerprint": dataset.fingerprint,
+            "rows": int(dataset.observations.shape[0]),
+        },
+        "spec": dataclasses.asdict(dataset.spec),
+        **provenance.provenance(),
+    }
+
+
+def job_of(config: Mapping[str, Any]) -> tuple[Job, AbstractAlgorithm[Any], str]:
+    """The job, the algorithm and the data's fingerprint that a run's config describes.
+
+    Raises:
+        InputError: a setting is missing or makes no sense.
+    """
+    try:
+        settings = {**config["training"], **config[EXECUTION]}
+        data = config["dataset"]["path"]
+        job = Job(
+            **{
+                **settings,
+                "environment": config["environment"],
+                "tasks": tuple(config["tasks"]),
+                "seeds": tuple(config["seeds"]),
+                "data": None if data is None else Path(data),
+                "budgets": tuple(Budget.parse(text) for text in settings["budgets"]),
+            }
+        )
+        return job, algorithms.build(config["algorithm"]), config["dataset"]["fingerprint"]
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"a setting is missing or garbled ({error})") from error

@@ -1,0 +1,196 @@
+"""What a job does when training pauses: write metrics, save, release policies, evaluate."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+
+from sorl import checkpoint
+from sorl.algorithm import AbstractAlgorithm, AbstractPolicy
+from sorl.console import Display
+from sorl.deployment.storage import policy_folder, save_policy
+from sorl.evaluation import Evaluator
+from sorl.interruption import Interruption, StoppedError
+from sorl.jobs.job import Job, job_of
+from sorl.recorder import Recorder
+from sorl.rollouts import select_member
+from sorl.runs import Run
+from sorl.training import Snapshot, TrainingState, initial_state, members_of
+from sorl.types import Member, Spec
+
+
+class Milestones:
+    """What happens around the updates of one job.
+
+    The order at a milestone is: metrics, checkpoint, policies, evaluation. A job that is killed at
+    any point therefore loses at most what came after its last checkpoint, and a resumed one makes
+    up for policies or an evaluation that are missing.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        algorithm: AbstractAlgorithm[Any],
+        job: Job,
+        members: Sequence[Member],
+        spec: Spec,
+        recorder: Recorder,
+        evaluator: Evaluator | None,
+        display: Display,
+        stop: Interruption,
+    ) -> None:
+        self._stop = stop
+        self._run = run
+        self._algorithm = algorithm
+        self._job = job
+        self._members = members
+        self._spec = spec
+        self._recorder = recorder
+        self._evaluator = evaluator
+        self._display = display
+        self._clock = time.perf_counter()
+        self._update = 0
+
+    def restore(self) -> tuple[int, TrainingState] | None:
+        """Go back to the newest checkpoint, drop what was recorded after it, make up leeway."""
+        if checkpoint.latest(self._run.checkpoints) is None:
+            self._run.rewind(0)
+            return None
+        like = _skeleton(self._algorithm, self._spec, self._members)
+        state, metadata = checkpoint.restore(self._run.checkpoints, like)
+        update = int(metadata["update"])
+        self._run.rewind(update)
+        self._update = update
+        if self.is_milestone(update):
+            self._release(update, state)  # a kill may have come between checkpoint and policies
+            rows = [row for row in self._run.evaluations() if row["update"] == update]
+            if len(rows) < len(self._members) * len(self._job.budgets):
+                self._run.rewind_evaluations(update - 1)
+                self.evaluate(update, state)
+        self._clock = time.perf_counter()
+        return update, state
+
+    def is_milestone(self, update: int) -> bool:
+        """Whether the state after `update` is evaluated and kept for ever."""
+        return update % self._job.evaluate_every == 0 or update == self._job.updates
+
+    def log(self, snapshot: Snapshot) -> None:
+        """Write the metrics of a chunk, its speed and whom it stopped."""
+        rows = [
+            {
+                "update": snapshot.update,
+                "task": member.task,
+                "seed": member.seed,
+                **{name: float(values[i]) for name, values in snapshot.metrics.items()},
+            }
+            for i, member in enumerate(self._members)
+        ]
+        self._run.append_metrics(rows)
+        self._recorder.record("metrics", rows)
+        now = time.perf_counter()
+        seconds, count = now - self._clock, snapshot.update - self._update
+        self._clock, self._update = now, snapshot.update
+        timing = {
+            "update": snapshot.update,
+            "seconds": seconds,
+            "updates_per_second": count / seconds,
+        }
+        self._run.append_timing([timing])
+        self._recorder.record("timing", [timing])
+        for member, sentence in snapshot.stopped.items():
+            self._run.append_event(snapshot.update, sentence, task=member.task, seed=member.seed)
+            self._display.say(sentence)
+        means = {name: _mean(values) for name, values in snapshot.metrics.items()}
+        self._display.advance(snapshot.update, count / seconds, means)
+
+    def save(self, update: int, state: TrainingState, *, milestone: bool) -> None:
+        """Write a checkpoint, and at a milestone the members' policies."""
+        checkpoint.save(self._run.checkpoints, update, state, {}, milestone=milestone)
+        if milestone:
+            self._release(update, state)
+
+    def _release(self, update: int, state: TrainingState) -> None:
+        policies = _policies(self._algorithm, state)
+        origin = {
+            name: self._run.config[name]
+            for name in ("environment", "training", "dataset", "versions", "machine", "created")
+        }
+        for i, member in enumerate(self._members):
+            save_policy(
+                policy_folder(self._run.path, member),
+                select_member(policies, i),
+                algorithm=self._algorithm,
+                spec=self._spec,
+                member=member,
+                update=update,
+                provenance=origin,
+            )
+
+    def evaluate(self, update: int, state: TrainingState) -> None:
+        """Roll the policies out at every budget and write the scores.
+
+        Asked to stop, it leaves them out: the checkpoint exists, and a resumed job makes them.
+        """
+        if self._evaluator is None:
+            return
+        try:
+            with self._display.evaluating() as on_progress, self._stop.skippable():
+                results = self._evaluator.evaluate(
+                    _policies(self._algorithm, state),
+                    self._members,
+                    budgets=self._job.budgets,
+                    episodes=self._job.episodes,
+                    seed=self._job.evaluation_seed,
+                    on_progress=on_progress,
+                )
+        except StoppedError:
+            return
+        rows = [{"update": update, **result.row()} for result in results]
+        self._run.append_evaluations(rows)
+        self._recorder.record("evaluations", rows)
+        self._display.scores(update, results)
+        self._clock = time.perf_counter()  # the rate of training does not count evaluation
+
+
+def restore_policies(run: Run, update: int) -> tuple[AbstractPolicy, tuple[Member, ...]]:
+    """The policies of a run as they were at an earlier milestone.
+
+    Args:
+        run: the run.
+        update: a milestone: an update that was evaluated, and whose checkpoint is kept for ever.
+
+    Returns:
+        The policies, stacked `[members]`, and the members.
+
+    Raises:
+        InputError: there is no intact checkpoint of that update.
+    """
+    _, algorithm, _ = job_of(run.config)
+    members = members_of(run.config["tasks"], run.config["seeds"])
+    like = _skeleton(algorithm, Spec(**run.config["spec"]), members)
+    state, _ = checkpoint.restore(run.checkpoints, like, update)
+    return _policies(algorithm, state), members
+
+
+def _skeleton(
+    algorithm: AbstractAlgorithm[Any], spec: Spec, members: Sequence[Member]
+) -> TrainingState:
+    """Names and shapes of the training state."""
+    return eqx.filter_eval_shape(lambda: initial_state(algorithm, spec, members))
+
+
+def _policies(algorithm: AbstractAlgorithm[Any], state: TrainingState) -> AbstractPolicy:
+    # Members may be spread over devices; one device acts for all of them.
+    states = jax.device_put(state.algorithm, jax.devices()[0])
+    return eqx.filter_vmap(algorithm.policy)(states)
+
+
+def _mean(values: np.ndarray) -> float:
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if known.size else math.nan

@@ -1,0 +1,65 @@
+"""The short film of a run that its report shows."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sorl import films, rendering
+from sorl.runs import Run
+from sorl.types import Budget, Member
+
+pytest_plugins = ("run_fixtures",)
+
+Requests = list[tuple[Member, str, Budget]]
+
+
+@pytest.fixture
+def requests(monkeypatch: pytest.MonkeyPatch) -> Requests:
+    """What is asked of the renderer, which has an episode of 300 pictures of growing brightness."""
+    asked: Requests = []
+
+    def frames(
+        policy: object, member: Member, environment: str, budget: Budget, *, size: int, every: int
+    ) -> list[np.ndarray]:
+        asked.append((member, environment, budget))
+        return [np.full((size, size, 3), i % 250, np.uint8) for i in range(300)]
+
+    monkeypatch.setattr(rendering, "rollout_frames", frames)
+    return asked
+
+
+def test_a_film_is_made_once_for_a_policy(copied: Path, requests: Requests) -> None:
+    run = Run.open(copied)
+    row = {**run.evaluations()[-1], "update": 240, "budget": "2x2", "success": 1.0}
+    run.append_evaluations([row])  # now 2x2 is the best
+    path = films.film_run(run)
+    assert path == copied / "media" / "rollout-2x2-240.gif"
+    assert requests == [(Member(1, 0), run.config["environment"], Budget(2, 2))]
+    with Image.open(path) as film:
+        assert film.size == (films.SIZE, films.SIZE)
+        assert 2 < getattr(film, "n_frames", 1) <= films.MAX_FRAMES
+    assert films.film_run(run) == path
+    assert len(requests) == 1
+
+    older = path.rename(path.with_name("rollout-2x2-120.gif"))
+    assert films.film_run(run) == path
+    assert len(requests) == 2
+    assert not older.exists()
+
+
+def test_runs_without_a_film(
+    copied: Path, requests: Requests, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run.open(copied)
+    assert films.film_run(Run(copied, {**run.config, "environment": None})) is None
+    monkeypatch.setattr(rendering, "rollout_frames", lambda *_, **__: None)
+    assert films.film_run(run) is None
+    shutil.rmtree(copied / "policy")
+    assert films.film_run(run) is None
+    assert not (copied / "media").exists()
+    assert requests == []
