@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -131,7 +132,7 @@ class Display:
 
 
 def print_scores(
-    rows: Sequence[Mapping[str, float | str]], title: str, console: Console | None = None
+    rows: Sequence[Mapping[str, Any]], title: str, console: Console | None = None
 ) -> None:
     """Print rows of evaluations.csv: one line a budget, means over tasks and seeds."""
     console = Console(highlight=False) if console is None else console
@@ -141,7 +142,7 @@ def print_scores(
     for budget in dict.fromkeys(row["budget"] for row in rows):
         chosen = [row for row in rows if row["budget"] == budget]
 
-        def mean(name: str, chosen: Sequence[Mapping[str, float | str]] = chosen) -> float:
+        def mean(name: str, chosen: Sequence[Mapping[str, Any]] = chosen) -> float:
             return sum(float(row[name]) for row in chosen) / len(chosen)
 
         table.add_row(

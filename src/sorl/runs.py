@@ -57,7 +57,8 @@ class Run:
             InputError: there is a run already, or something else, or no permission.
         """
         path = Path(path)
-        if (path / "config.json").exists():
+        # Unlike Path.exists, False where we may not look; making the folder then says so.
+        if os.path.exists(path / "config.json"):
             raise InputError(
                 f"There is a run in {path} already: continue it with `sorl resume {path}` or "
                 "choose another --out."

@@ -121,8 +121,8 @@ def job_of(config: Mapping[str, Any]) -> tuple[Job, AbstractAlgorithm[Any], str]
             **{
                 **settings,
                 "environment": config["environment"],
-                "tasks": tuple(config["tasks"]),
-                "seeds": tuple(config["seeds"]),
+                "tasks": _whole_numbers(config["tasks"]),
+                "seeds": _whole_numbers(config["seeds"]),
                 "data": None if data is None else Path(data),
                 "budgets": tuple(Budget.parse(text) for text in settings["budgets"]),
             }
@@ -132,3 +132,9 @@ def job_of(config: Mapping[str, Any]) -> tuple[Job, AbstractAlgorithm[Any], str]
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"a setting is missing or garbled ({error})") from error
+
+
+def _whole_numbers(values: Any) -> tuple[int, ...]:
+    if not isinstance(values, list) or not all(type(value) is int for value in values):
+        raise ValueError(f"{values!r} should be a list of whole numbers")
+    return tuple(values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from sorl.interruption import Interruption
 from sorl.jobs.job import EXECUTION, Job, config_of, job_of
 from sorl.jobs.milestones import Milestones
 from sorl.recorder import Recorder, check_dashboards
-from sorl.runs import INCIDENTAL, Run
+from sorl.runs import INCIDENTAL, Run, check_same_config
 from sorl.training import members_of, train
 
 
@@ -47,7 +48,7 @@ def start(
         InputError: bad data or settings (then nothing is written), or a run exists in `out`.
     """
     out = Path(out)
-    known = (out / "config.json").exists()
+    known = os.path.exists(out / "config.json")  # unlike Path.exists, False where we may not look
     if known and not resume:
         Run.create(out, {})  # raises the sentence that says what to do
     dataset = load_dataset(job.environment, data=job.data, tasks=job.tasks)

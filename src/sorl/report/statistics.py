@@ -61,7 +61,7 @@ def mean(scores: Scores) -> Scores:
     count = present.sum(axis=-2)
     total = np.where(present, scores, 0.0).sum(axis=-2)
     per_task = np.where(count > 0, total / np.maximum(count, 1), np.nan)
-    return per_task.mean(axis=-1)
+    return np.asarray(per_task.mean(axis=-1))
 
 
 def interquartile_mean(scores: Scores) -> Scores:

@@ -185,7 +185,7 @@ def _refuse_existing(paths: dict[Split, Path]) -> None:
     for path in paths.values():
         if path.exists():
             raise InputError(
-                f"{path} is already there: choose another folder, or allow it to be overwritten."
+                f"{path} is already there: choose another folder, or replace it with overwrite."
             )
 
 
