@@ -1,7 +1,7 @@
 """SORL learns what theory says, on problems with known answers, through the public training path.
 
-Thresholds are wider than what was seen (in brackets) by a factor of about two, and every check of
-a distribution is shown to fail for samplers that are wrong in the ways a slip would make them.
+Thresholds leave room above what was seen, and every check of a distribution is shown to fail for
+samplers that are wrong in the ways a slip would make them.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sorl.data.dataset import Dataset
     from sorl.data.generate import generate
     from sorl.data.sources import load_dataset
-    from sorl.deployment.policy import Policy
+    from sorl.deployment.policy import Policy, load_stacked
     from sorl.errors import InputError
     from sorl.evaluation import evaluate
     from sorl.jobs.job import Job
@@ -39,6 +39,7 @@ _HOMES = {
     "evaluate": "sorl.evaluation",
     "generate": "sorl.data.generate",
     "load_dataset": "sorl.data.sources",
+    "load_stacked": "sorl.deployment.policy",
     "train": "sorl.training",
     "write_report": "sorl.report.page",
 }
@@ -58,6 +59,7 @@ __all__ = [
     "evaluate",
     "generate",
     "load_dataset",
+    "load_stacked",
     "train",
     "write_report",
 ]
