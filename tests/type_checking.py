@@ -1,4 +1,4 @@
-"""The run-time type checker of the tests: beartype, where an int is a float as in Python's types."""
+"""The run-time type checker of the tests: beartype, where an int passes for a float."""
 
 from beartype import BeartypeConf, beartype
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import mmap
+import os
 import traceback
 import warnings
 from multiprocessing.connection import Connection
@@ -270,6 +271,8 @@ def serve(connection_number: int, memory_number: int) -> None:
         memory_number: file descriptor of the shared memory.
     """
     warnings.simplefilter("ignore")  # gymnasium's and glfw's, once for each worker and slot
+    # The process that feeds the workers must never wait for one of them to yield its core.
+    os.nice(5)
     worker = Worker(memory_number)
     commands = {
         "describe": worker.describe,

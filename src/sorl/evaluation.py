@@ -92,7 +92,8 @@ class Evaluator:
             of task 0, any gymnasium id, `module:Name-v0` included.
         workers: worker processes; as many as this process has CPU cores if None.
         slots: episodes that run at once; a manipulation environment takes some 140 MB. If None,
-            8 for each worker, and no more than there are episodes.
+            8 for each worker, 16 where there are at least twice as many episodes, and no more
+            than there are episodes.
         max_episode_steps: cut episodes off earlier than the environment does.
 
     Raises:
@@ -145,7 +146,10 @@ class Evaluator:
     def _start(self, task: int, episodes: int) -> VectorEnvironment:
         if self._vector is None:
             workers = self._workers or min(platform.cores(), self._slots or episodes)
-            slots = self._slots or max(workers, min(episodes, LANES * workers))
+            # A second group for each worker keeps it busy while the first is acted for, but its
+            # environments take seconds to build: only where every slot gets two episodes.
+            groups = 2 if episodes >= 4 * LANES * workers else 1
+            slots = self._slots or max(workers, min(episodes, groups * LANES * workers))
             self._vector = VectorEnvironment(
                 environment_id(self._environment, task),
                 slots=slots,
