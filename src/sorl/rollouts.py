@@ -300,9 +300,7 @@ def run_rollouts(
 def _groups(vector: VectorEnvironment) -> list[_Group]:
     """Divide the slots; all slots of a group belong to one worker.
 
-    With more than `LANES` slots, a worker steps one group while another is acted for. That pays
-    where acting takes long and another processor does it (a GPU, idle cores). On two cores shared
-    with two workers it costs more than it gains, so it is not the default.
+    With more than `LANES` slots, a worker steps one group while another is acted for.
     """
     groups = []
     for worker in range(vector.workers):
