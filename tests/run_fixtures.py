@@ -48,7 +48,7 @@ def copied(finished: Path, tmp_path: Path) -> Path:
 def tiny_data(tmp_path: Path) -> Path:
     """A set that holds its own rewards: two episodes of a point in the plane."""
     path = tmp_path / "tiny.npz"
-    np.savez(path, **tiny_arrays())
+    np.savez(path, allow_pickle=False, **tiny_arrays())
     return path
 
 

@@ -237,9 +237,9 @@ def test_a_new_file_joins_by_itself(folder):
     (folder / "newcomer.py").write_text(NEWCOMER)
     (folder / "_private.py").write_text(NEWCOMER)
     assert algorithms.names() == sorted([*NAMES, "newcomer"])
-    algorithm = algorithms.get("newcomer")(patience=2.0)
+    algorithm = algorithms.build({"name": "newcomer", "patience": 2.0})
+    assert type(algorithm) is algorithms.get("newcomer")
     assert algorithms.describe(algorithm) == {"name": "newcomer", "patience": 2.0}
-    assert algorithms.build({"name": "newcomer", "patience": 2.0}) == algorithm
     dataset, _ = probes.two_step(np.random.default_rng(0))
     *_, last = train(algorithm, dataset, seeds=(0,), updates=3, batch_size=4, chunk=2)
     assert last.state.algorithm["step"].tolist() == [3.0]

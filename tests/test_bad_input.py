@@ -258,7 +258,7 @@ def test_settings_and_data_of_a_run_stay_what_they_are(
 
     arrays = tiny_arrays()
     arrays["rewards"][3] = 0
-    np.savez(tiny_data, **arrays)
+    np.savez(tiny_data, allow_pickle=False, **arrays)
     assert "data of" in (sentence := refused("resume", run))
     assert "have changed" in sentence
     assert "dataset.fingerprint" in refused(*command, "--resume")

@@ -37,8 +37,8 @@ def test_a_film_is_made_once_for_a_policy(copied: Path, requests: Requests) -> N
     run = Run.open(copied)
     row = {**run.evaluations()[-1], "update": 240, "budget": "2x2", "success": 1.0}
     run.append_evaluations([row])  # now 2x2 is the best
-    path = films.film_run(run)
-    assert path == copied / "media" / "rollout-2x2-240.gif"
+    path = copied / "media" / "rollout-2x2-240.gif"
+    assert films.film_run(run) == path
     assert requests == [(Member(1, 0), run.config["environment"], Budget(2, 2))]
     with Image.open(path) as film:
         assert film.size == (films.SIZE, films.SIZE)

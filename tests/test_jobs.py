@@ -240,7 +240,7 @@ def test_failing_at_any_write_and_resuming_gives_the_same_run(
 
 @pytest.mark.usefixtures("tiny")
 def test_a_seed_that_fails_is_told_and_the_others_go_on(tiny_data: Path, tmp_path: Path) -> None:
-    algorithm = algorithms.get("tiny")(risk=0.5)
+    algorithm = algorithms.build({"name": "tiny", "risk": 0.5})
     jobs.start(tmp_path / "run", algorithm, tiny_job(tiny_data), quiet=True)
     run = Run.open(tmp_path / "run")
     stopped = {int(event["seed"]) for event in run.events()}
@@ -259,7 +259,7 @@ def test_a_seed_that_fails_is_told_and_the_others_go_on(tiny_data: Path, tmp_pat
 
 @pytest.mark.usefixtures("tiny")
 def test_a_job_ends_when_every_seed_has_failed(tiny_data: Path, tmp_path: Path) -> None:
-    algorithm = algorithms.get("tiny")(risk=1.0)
+    algorithm = algorithms.build({"name": "tiny", "risk": 1.0})
     with pytest.raises(InputError, match=r"Every task and seed of .* was stopped"):
         jobs.start(tmp_path / "run", algorithm, tiny_job(tiny_data), quiet=True)
     assert last_update(tmp_path / "run") == 4

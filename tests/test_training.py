@@ -182,7 +182,7 @@ def compilations() -> Iterator[list[str]]:
     """The names of everything that XLA compiles inside the block."""
     seen: list[str] = []
 
-    def listen(event: str, duration: float, **_: object) -> None:
+    def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
         if event.endswith("backend_compile_duration"):
             seen.append(event)
 
