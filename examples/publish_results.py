@@ -2,8 +2,9 @@
 
     python examples/publish_results.py RUN results/NAME
 
-Writes `evaluations.csv`, `config.json` (without the local path of the data) and `success.png`. The
-figure is drawn from these files, so it can be drawn again from the repository alone:
+Writes `evaluations.csv`, `config.json` (without the local path of the data) and, where there is
+more than one evaluation, `success.png`. The figure is drawn from these files, so it can be drawn
+again from the repository alone:
 
     python examples/publish_results.py results/NAME results/NAME
 """
@@ -33,7 +34,8 @@ def main() -> None:
     if source.resolve() != target.resolve():
         shutil.copy(source / "evaluations.csv", target / "evaluations.csv")
     (results,) = read([target])
-    draw(results, config).savefig(target / "success.png", dpi=110)
+    if len(results.evaluations.updates) > 1:
+        draw(results, config).savefig(target / "success.png", dpi=110)
     print(f"wrote {target}")
 
 
