@@ -15,6 +15,7 @@ import contextlib
 import errno
 import hashlib
 import logging
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -233,6 +234,7 @@ def _write_arrays(path: Path, values: dict[str, np.ndarray]) -> None:
     values = {name: value for name, value in values.items() if value.size}
     if not values:
         return
+    _check_room(path.parent, sum(value.nbytes for value in values.values()))
     try:
         with _quiet(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             checkpointer.save(path.absolute(), args=ocp.args.PyTreeSave(values))
@@ -240,6 +242,24 @@ def _write_arrays(path: Path, values: dict[str, np.ndarray]) -> None:
         raise
     except Exception as error:  # the store below orbax has no exception type of its own
         raise _as_os_error(error, path) from error
+
+
+def _check_room(folder: Path, size: int) -> None:
+    """Raise `OSError` unless the disk has room for `size` bytes, by reserving it for a moment.
+
+    Orbax would notice too, but only half-way, and its store then prints a traceback for every
+    write that is still under way, to the terminal and past any handler.
+    """
+    try:
+        reserve = os.posix_fallocate
+    except AttributeError:  # macOS has no such call
+        return
+    path = folder / "room"
+    try:
+        with path.open("wb") as file:
+            reserve(file.fileno(), 0, max(size, 1))
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def _read_arrays(path: Path, like: Any) -> dict[str, np.ndarray]:
