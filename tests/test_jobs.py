@@ -227,15 +227,21 @@ def test_failing_at_any_write_and_resuming_gives_the_same_run(
     policies = {k: v for k, v in tree(tmp_path / "whole" / "policy").items() if "safe" in k}
     total = calls
     assert total > 50
+    kills = 0
     for fatal_call in random.Random(1).sample(range(1, total + 1), 6):
         run = tmp_path / f"fails at {fatal_call}"
         calls, fatal = 0, fatal_call
-        with pytest.raises(Killed):
+        # Orbax writes from threads of its own, so that the calls are not as many in every attempt
+        # and the last ones may not come: then this attempt ends whole, which is checked alike.
+        try:
             jobs.start(run, algorithm, tiny_job(tiny_data), quiet=True)
+        except Killed:
+            kills += 1
         fatal = -1
         jobs.start(run, algorithm, tiny_job(tiny_data), quiet=True, resume=True)
         assert (run / "metrics.csv").read_bytes() == expected, fatal_call
         assert {k: v for k, v in tree(run / "policy").items() if "safe" in k} == policies
+    assert kills >= 4
 
 
 @pytest.mark.usefixtures("tiny")
