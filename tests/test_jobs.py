@@ -228,7 +228,9 @@ def test_failing_at_any_write_and_resuming_gives_the_same_run(
     total = calls
     assert total > 50
     kills = 0
-    for fatal_call in random.Random(1).sample(range(1, total + 1), 6):
+    for fatal_call in random.Random(1).sample(range(1, total + 1), 12):
+        if kills == 6:
+            break
         run = tmp_path / f"fails at {fatal_call}"
         calls, fatal = 0, fatal_call
         # Orbax writes from threads of its own, so that the calls are not as many in every attempt
@@ -241,7 +243,7 @@ def test_failing_at_any_write_and_resuming_gives_the_same_run(
         jobs.start(run, algorithm, tiny_job(tiny_data), quiet=True, resume=True)
         assert (run / "metrics.csv").read_bytes() == expected, fatal_call
         assert {k: v for k, v in tree(run / "policy").items() if "safe" in k} == policies
-    assert kills >= 4
+    assert kills == 6
 
 
 @pytest.mark.usefixtures("tiny")
