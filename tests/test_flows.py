@@ -9,17 +9,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import numpy_networks as slow
 from sorl import flows
+from sorl.nn import ActionNetwork
 
-E = 1e-5
+E = 0.05  # far above SORL's 1e-5, so that a slip in its place shows
 
 
 def test_interpolation_starts_at_noise_and_ends_at_the_action(rng):
     noise, action = rng.normal(size=(2, 5)).astype(np.float32)
-    x, u = flows.interpolate(jnp.asarray(noise), jnp.asarray(action), jnp.asarray(0.0))
+    x, u = flows.interpolate(
+        jnp.asarray(noise), jnp.asarray(action), jnp.asarray(0.0), noise_floor=E
+    )
     np.testing.assert_allclose(x, noise, rtol=1e-6)
     np.testing.assert_allclose(u, action - (1 - E) * noise, rtol=1e-6)
-    x, _ = flows.interpolate(jnp.asarray(noise), jnp.asarray(action), jnp.asarray(1.0))
+    x, _ = flows.interpolate(
+        jnp.asarray(noise), jnp.asarray(action), jnp.asarray(1.0), noise_floor=E
+    )
     np.testing.assert_allclose(x, action + E * noise, atol=1e-6)
 
 
@@ -32,7 +38,10 @@ def test_target_is_the_time_derivative_of_the_path(time, seed):
 
     slope = (path(time + 1e-3) - path(time - 1e-3)) / 2e-3
     x, u = flows.interpolate(
-        jnp.asarray(noise, jnp.float32), jnp.asarray(action, jnp.float32), jnp.float32(time)
+        jnp.asarray(noise, jnp.float32),
+        jnp.asarray(action, jnp.float32),
+        jnp.float32(time),
+        noise_floor=E,
     )
     np.testing.assert_allclose(u, slope, atol=1e-4)
     np.testing.assert_allclose(x, path(time), atol=1e-5)
@@ -102,3 +111,29 @@ def test_self_consistency_holds_where_the_exact_shortcut_is_known(rng):
         np.testing.assert_allclose(target, exact(x, time, None), rtol=1e-4)
     for steps in (1, 2, 4, 8):
         np.testing.assert_allclose(flows.euler_path(exact, x, steps=steps), point, rtol=1e-4)
+
+
+def test_flow_matching_error_equals_numpy(rng):
+    """The noise and the times are drawn again from the same keys; all else is written anew."""
+    network = ActionNetwork(4, 3, (8, 8), scalars=1, key=jax.random.key(0))
+    s, a = (rng.normal(size=(6, size)).astype(np.float32) for size in (4, 3))
+    key = jax.random.key(2)
+    error = flows.flow_matching_error(network, jnp.asarray(s), jnp.asarray(a), key=key)
+    noise_key, time_key = jax.random.split(key)
+    noise = np.asarray(jax.random.normal(noise_key, (6, 3)), np.float64)
+    time = np.asarray(jax.random.uniform(time_key, (6,)), np.float64)
+    for i in range(6):
+        x = (1 - time[i]) * noise[i] + time[i] * a[i]
+        v = slow.mlp(network.mlp, np.concatenate([s[i], x, [time[i]]]))
+        assert error[i] == pytest.approx(np.mean((v - (a[i] - noise[i])) ** 2), rel=1e-3)
+
+
+def test_a_network_of_one_size_steps_as_euler_does(rng):
+    network = ActionNetwork(4, 3, (8, 8), scalars=1, key=jax.random.key(0))
+    s, x = rng.normal(size=4), rng.normal(size=3)
+    landed = flows.euler_path(
+        flows.one_size(network, jnp.asarray(s, jnp.float32)), jnp.asarray(x, jnp.float32), steps=3
+    )
+    for i in range(3):
+        x = x + slow.mlp(network.mlp, np.concatenate([s, x, [i / 3]])) / 3
+    np.testing.assert_allclose(landed, x, rtol=1e-3, atol=1e-5)

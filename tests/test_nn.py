@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import numpy_networks as slow
-from sorl.nn import MLP, Critic, VelocityField
+from sorl.nn import MLP, ActionNetwork, Critic
 
 
 def count(module):
@@ -18,7 +18,7 @@ def count(module):
 def test_parameter_counts_are_the_papers():
     """Observation 28, action 5: 808,965 and 1,620,994 parameters."""
     hidden = (512,) * 4
-    assert count(VelocityField(28, 5, hidden, key=jax.random.key(0))) == 808_965
+    assert count(ActionNetwork(28, 5, hidden, scalars=2, key=jax.random.key(0))) == 808_965
     assert count(Critic(28, 5, 1, hidden, heads=2, key=jax.random.key(0))) == 1_620_994
 
 

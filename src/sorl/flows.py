@@ -1,6 +1,6 @@
 """Flows from noise (t = 0) to actions (t = 1): interpolation, sampling, self-consistency.
 
-A `velocity` here is a function `(x, time, level) -> [action_size]` for ONE sample, with the
+A `Velocity` here is a function `(x, time, level) -> [action_size]` for ONE sample, with the
 observation already bound; `level` is κ = log2 k for steps of size 1/k.
 """
 
@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-NOISE_FLOOR = 1e-5
+from sorl.nn import ActionNetwork
 
 Velocity = Callable[
     [Float[Array, " action_size"], Float[Array, ""], Float[Array, ""]],
@@ -25,17 +25,42 @@ def interpolate(
     noise: Float[Array, " action_size"],
     action: Float[Array, " action_size"],
     time: Float[Array, ""],
+    *,
+    noise_floor: float = 0.0,
 ) -> tuple[Float[Array, " action_size"], Float[Array, " action_size"]]:
     """The straight path from noise x0 to action x1 and its velocity.
 
-    x_t = (1 - (1-e) t) x0 + t x1 and u = x1 - (1-e) x0 with e = 1e-5: conditional flow matching
-    with optimal-transport paths (Lipman et al. 2023), as SORL uses it.
+    x_t = (1 - (1-e) t) x0 + t x1 and u = x1 - (1-e) x0, where e is the share of the noise that is
+    left at t = 1: conditional flow matching with optimal-transport paths (Lipman et al. 2023).
 
     Returns:
         x_t and u, each `[action_size]`.
     """
-    kept = 1.0 - NOISE_FLOOR
+    kept = 1.0 - noise_floor
     return (1.0 - kept * time) * noise + time * action, action - kept * noise
+
+
+def flow_matching_error(
+    network: ActionNetwork,
+    observation: Float[Array, "rows observation_size"],
+    action: Float[Array, "rows action_size"],
+    *,
+    key: PRNGKeyArray,
+) -> Float[Array, " rows"]:
+    """(v(s, x_t, t) - (x1 - x0))², the mean over action entries, with t ~ U[0, 1), x0 ~ N(0, I).
+
+    The flow-matching loss is its mean over rows, weighted or not.
+    """
+    noise_key, time_key = jax.random.split(key)
+    noise = jax.random.normal(noise_key, action.shape)
+    time = jax.random.uniform(time_key, action.shape[:1])
+    x, velocity = jax.vmap(interpolate)(noise, action, time)
+    return jnp.mean((jax.vmap(network)(observation, x, time) - velocity) ** 2, axis=-1)
+
+
+def one_size(network: ActionNetwork, observation: Float[Array, " observation_size"]) -> Velocity:
+    """The velocity of a network that reads t alone: the same at every step size."""
+    return lambda x, time, _level: network(observation, x, time)
 
 
 def euler_path(

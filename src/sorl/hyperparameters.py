@@ -5,23 +5,24 @@ Every function takes the algorithm and names of its fields. NaN fails every chec
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from sorl.errors import InputError
 
 
 def check_positive(algorithm: object, *names: str) -> None:
-    """Raise `InputError` unless every field is above 0."""
+    """Raise `InputError` unless every field is above 0 and finite."""
     for name, value in _fields(algorithm, names):
-        if not value > 0:
-            raise InputError(f"{_place(algorithm, name)}={value} must be above 0.")
+        if not 0 < value < math.inf:
+            raise InputError(f"{_place(algorithm, name)}={value} must be a number above 0.")
 
 
 def check_not_negative(algorithm: object, *names: str) -> None:
-    """Raise `InputError` unless every field is 0 or more."""
+    """Raise `InputError` unless every field is 0 or more and finite."""
     for name, value in _fields(algorithm, names):
-        if not value >= 0:
-            raise InputError(f"{_place(algorithm, name)}={value} must be 0 or more.")
+        if not 0 <= value < math.inf:
+            raise InputError(f"{_place(algorithm, name)}={value} must be a number, 0 or more.")
 
 
 def check_power_of_two(algorithm: object, *names: str) -> None:
@@ -38,6 +39,20 @@ def check_discount(algorithm: object, name: str = "discount") -> None:
     value = getattr(algorithm, name)
     if not 0 <= value < 1:
         raise InputError(f"{_place(algorithm, name)}={value} must be in [0, 1).")
+
+
+def check_between_0_and_1(algorithm: object, *names: str) -> None:
+    """Raise `InputError` unless every field is in (0, 1)."""
+    for name, value in _fields(algorithm, names):
+        if not 0 < value < 1:
+            raise InputError(f"{_place(algorithm, name)}={value} must be between 0 and 1.")
+
+
+def check_at_least(algorithm: object, least: int, *names: str) -> None:
+    """Raise `InputError` unless every field is `least` or more."""
+    for name, value in _fields(algorithm, names):
+        if value < least:
+            raise InputError(f"{_place(algorithm, name)}={value} must be {least} or more.")
 
 
 def check_layers(algorithm: object, name: str, *, may_be_empty: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Networks: multi-layer perceptron, velocity field, critic ensemble.
+"""Networks: multi-layer perceptron, action network, value network, critic ensemble.
 
 Every module takes ONE sample; callers vmap. Weights are stored `[inputs, outputs]`, so that a
 mapped layer is a plain row-major matrix product.
@@ -92,10 +92,18 @@ class MLP(eqx.Module):
         return self.layers[-1](x)
 
 
-class VelocityField(eqx.Module):
-    """v(s, x, t, κ): the velocity of a shortcut flow over actions (SORL, section 3).
+class ActionNetwork(eqx.Module):
+    """f(s, x, scalars...): reads an observation and something of an action's size, answers alike.
 
-    The network reads the raw scalars t and κ = log2 k beside s and x: no embedding.
+    With x_t, t and κ it is the velocity of a shortcut flow; with x_t and t that of a flow or the
+    noise in a diffusion; with noise alone a policy that acts in one pass. The scalars are read
+    raw, beside s and x: no embedding.
+
+    Args:
+        observation_size: entries of s.
+        action_size: entries of x and of the answer.
+        hidden: sizes of the hidden layers.
+        scalars: how many scalars are read.
     """
 
     mlp: MLP
@@ -106,21 +114,43 @@ class VelocityField(eqx.Module):
         action_size: int,
         hidden: Sequence[int],
         *,
+        scalars: int,
         key: PRNGKeyArray,
     ):
-        self.mlp = MLP(
-            observation_size + action_size + 2, hidden, action_size, layer_norm=False, key=key
-        )
+        inputs = observation_size + action_size + scalars
+        self.mlp = MLP(inputs, hidden, action_size, layer_norm=False, key=key)
+
+    @property
+    def action_size(self) -> int:
+        """Entries of x and of the answer."""
+        return self.mlp.layers[-1].bias.shape[-1]
 
     def __call__(
         self,
         observation: Float[Array, " observation_size"],
         x: Float[Array, " action_size"],
-        time: Float[Array, ""],
-        level: Float[Array, ""],
+        *scalars: Float[Array, ""],
     ) -> Float[Array, " action_size"]:
-        """Velocity at flow time `time` in [0, 1) for steps of size 2^-`level`."""
-        return self.mlp(jnp.concatenate([observation, x, time[None], level[None]]))
+        """The answer for one sample."""
+        return self.mlp(jnp.concatenate([observation, x, *(value[None] for value in scalars)]))
+
+
+class ValueNetwork(eqx.Module):
+    """V(s) with LayerNorm.
+
+    Args:
+        observation_size: entries of s.
+        hidden: sizes of the hidden layers.
+    """
+
+    mlp: MLP
+
+    def __init__(self, observation_size: int, hidden: Sequence[int], *, key: PRNGKeyArray):
+        self.mlp = MLP(observation_size, hidden, 1, layer_norm=True, key=key)
+
+    def __call__(self, observation: Float[Array, " observation_size"]) -> Float[Array, ""]:
+        """V of one observation."""
+        return self.mlp(observation)[0]
 
 
 class Critic(eqx.Module):

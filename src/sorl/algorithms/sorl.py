@@ -40,6 +40,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from sorl import published
 from sorl.algorithm import AbstractAlgorithm, AbstractScoredPolicy, Metrics
 from sorl.errors import InputError
 from sorl.flows import (
@@ -57,12 +58,21 @@ from sorl.hyperparameters import (
     check_positive,
     check_power_of_two,
 )
-from sorl.losses import Aggregation, aggregate, normalised_q_loss, td_target
-from sorl.nn import Critic, VelocityField
-from sorl.optim import adam, gradient_step, moving_average
+from sorl.losses import (
+    Aggregation,
+    aggregate,
+    critic_loss,
+    normalised_q_loss,
+    td_target,
+)
+from sorl.nn import ActionNetwork, Critic
+from sorl.optim import adam, gradient_step, minimise, moving_average
 from sorl.types import Budget, Spec, Transition
 
 HEADS = 2
+
+# e of the flow's straight paths: the share of the noise that is left at t = 1.
+NOISE_FLOOR = 1e-5
 
 # Decides the draws of k; the same for every member and every run, since k is control flow.
 STEPS_KEY_SEED = 2505
@@ -79,7 +89,7 @@ class SORLPolicy(AbstractScoredPolicy):
         critic_sees_steps: whether the critic reads k.
     """
 
-    velocity: VelocityField
+    velocity: ActionNetwork
     critic: Critic
     max_steps: int = eqx.field(static=True)
     target_aggregation: Aggregation = eqx.field(static=True)
@@ -98,8 +108,7 @@ class SORLPolicy(AbstractScoredPolicy):
         self, observation: Float[Array, " observation_size"], *, steps: int, key: PRNGKeyArray
     ) -> Float[Array, " action_size"]:
         """Draw one action: `steps` Euler steps from Gaussian noise, clipped once at the end."""
-        action_size = self.velocity.mlp.layers[-1].bias.shape[-1]
-        noise = jax.random.normal(key, (action_size,))
+        noise = jax.random.normal(key, (self.velocity.action_size,))
         return act_from_noise(self.velocity, observation, noise, steps=steps)
 
     def score(
@@ -117,8 +126,8 @@ class SORLPolicy(AbstractScoredPolicy):
 class SORLState(eqx.Module):
     """Everything that training changes."""
 
-    actor: VelocityField
-    target_actor: VelocityField
+    actor: ActionNetwork
+    target_actor: ActionNetwork
     critic: Critic
     target_critic: Critic
     actor_optimizer: optax.OptState
@@ -159,21 +168,19 @@ class SORL(AbstractAlgorithm[SORLState]):
     flow_matching_coef: float = 10.0
     self_consistency_coef: float = 10.0
 
-    # Table of the paper, per dataset; humanoidmaze and antsoccer differ from each other in γ alone.
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "antmaze-large-navigate": {"q_loss_coef": 500.0, "target_aggregation": "min"},
-        "antmaze-giant-navigate": {
-            "q_loss_coef": 500.0,
-            "discount": 0.995,
-            "target_aggregation": "min",
-        },
-        "humanoidmaze-medium-navigate": {"q_loss_coef": 100.0, "discount": 0.995},
-        "humanoidmaze-large-navigate": {"q_loss_coef": 500.0, "discount": 0.995},
-        "antsoccer-arena-navigate": {"q_loss_coef": 500.0, "discount": 0.995},
-        "cube-single-play": {"q_loss_coef": 10.0},
-        "cube-double-play": {"q_loss_coef": 50.0},
-        "scene-play": {"q_loss_coef": 100.0},
-    }
+    # Table of the paper, per dataset.
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = published.presets(
+        {
+            "antmaze-large-navigate": {"q_loss_coef": 500.0},
+            "antmaze-giant-navigate": {"q_loss_coef": 500.0},
+            "humanoidmaze-medium-navigate": {"q_loss_coef": 100.0},
+            "humanoidmaze-large-navigate": {"q_loss_coef": 500.0},
+            "antsoccer-arena-navigate": {"q_loss_coef": 500.0},
+            "cube-single-play": {"q_loss_coef": 10.0},
+            "cube-double-play": {"q_loss_coef": 50.0},
+            "scene-play": {"q_loss_coef": 100.0},
+        }
+    )
     default_budget: ClassVar[Budget] = Budget(steps=4, best_of=1)
 
     def __post_init__(self) -> None:
@@ -193,10 +200,11 @@ class SORL(AbstractAlgorithm[SORLState]):
     def init(self, spec: Spec, *, key: PRNGKeyArray) -> SORLState:
         """Fresh networks; targets start as copies."""
         actor_key, critic_key = jax.random.split(key)
-        actor = VelocityField(
+        actor = ActionNetwork(
             spec.observation_size,
             spec.action_size,
             self.actor_hidden or self.hidden,
+            scalars=2,
             key=actor_key,
         )
         critic = Critic(
@@ -232,11 +240,12 @@ class SORL(AbstractAlgorithm[SORLState]):
 
         steps = jnp.exp2(critic_choice).astype(jnp.int32)
         target = self.critic_target(state, batch, steps, key=critic_key)
-        (critic_loss, q), gradient = eqx.filter_value_and_grad(self.critic_loss, has_aux=True)(
-            state.critic, batch, target, steps
-        )
-        critic, critic_optimizer, critic_norm = gradient_step(
-            optimizer, state.critic, state.critic_optimizer, gradient
+        critic, critic_optimizer, critic_metrics = minimise(
+            "critic",
+            lambda critic: self.critic_loss(critic, batch, target, steps),
+            optimizer,
+            state.critic,
+            state.critic_optimizer,
         )
 
         (behaviour_loss, parts), gradient = eqx.filter_value_and_grad(
@@ -260,9 +269,7 @@ class SORL(AbstractAlgorithm[SORLState]):
             critic_optimizer=critic_optimizer,
         )
         return new_state, {
-            "critic/loss": critic_loss,
-            "critic/q": jnp.mean(q),
-            "critic/gradient_norm": critic_norm,
+            **critic_metrics,
             "actor/loss": behaviour_loss + self.q_loss_coef * q_loss,
             "actor/flow_matching_loss": parts[0],
             "actor/self_consistency_loss": parts[1],
@@ -306,16 +313,15 @@ class SORL(AbstractAlgorithm[SORLState]):
         batch: Transition,
         target: Float[Array, " batch"],
         steps: Int[Array, ""],
-    ) -> tuple[Float[Array, ""], Float[Array, "batch heads"]]:
-        """Mean over rows and heads of (Q_φ(s, a, k) - y)², and the values."""
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """Mean over rows and heads of (Q_φ(s, a, k) - y)², and metrics."""
         extra = steps_input(steps.astype(jnp.float32), self.critic_sees_steps)
-        q = critic.batch(batch.observation, batch.action, *extra)
-        return jnp.mean((q - target[:, None]) ** 2), q
+        return critic_loss(critic, batch.observation, batch.action, target, *extra)
 
     def behaviour_loss(
         self,
-        actor: VelocityField,
-        target_actor: VelocityField,
+        actor: ActionNetwork,
+        target_actor: ActionNetwork,
         batch: Transition,
         *,
         key: PRNGKeyArray,
@@ -335,7 +341,9 @@ class SORL(AbstractAlgorithm[SORLState]):
         slots = 2**levels
         time = jax.random.randint(time_key, levels.shape, 0, slots) / slots
         level = levels.astype(jnp.float32)
-        x, flow_target = jax.vmap(interpolate)(noise, action, time)
+        x, flow_target = jax.vmap(functools.partial(interpolate, noise_floor=NOISE_FLOOR))(
+            noise, action, time
+        )
         target = flow_target
         if finest > 0:
             consistent = jax.vmap(
@@ -352,7 +360,7 @@ class SORL(AbstractAlgorithm[SORLState]):
 
     def q_loss(
         self,
-        actor: VelocityField,
+        actor: ActionNetwork,
         critic: Critic,
         observation: Float[Array, "batch observation_size"],
         noise: Float[Array, "batch action_size"],
@@ -372,12 +380,12 @@ class SORL(AbstractAlgorithm[SORLState]):
 
     def _q_loss_and_gradient(
         self,
-        actor: VelocityField,
+        actor: ActionNetwork,
         critic: Critic,
         observation: Float[Array, "batch observation_size"],
         noise: Float[Array, "batch action_size"],
         choice: Int[Array, ""],
-    ) -> tuple[Float[Array, ""], VelocityField]:
+    ) -> tuple[Float[Array, ""], ActionNetwork]:
         # The gradient is taken inside each branch: a gradient through `switch` would save the
         # intermediate values of every branch, whichever runs.
         branches = [
@@ -404,13 +412,13 @@ class SORL(AbstractAlgorithm[SORLState]):
         return adam(self.learning_rate, max_gradient_norm=self.max_gradient_norm)
 
 
-def bind(network: VelocityField, observation: Float[Array, " observation_size"]) -> Velocity:
+def bind(network: ActionNetwork, observation: Float[Array, " observation_size"]) -> Velocity:
     """The velocity over actions alone, for one observation."""
     return functools.partial(network, observation)
 
 
 def act_from_noise(
-    network: VelocityField,
+    network: ActionNetwork,
     observation: Float[Array, " observation_size"],
     noise: Float[Array, " action_size"],
     *,
