@@ -18,6 +18,7 @@ from sorl import platform
 platform.prepare()
 
 import jax  # noqa: E402 - XLA reads its settings when JAX starts
+import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
 from sorl.algorithms.sorl import SORL  # noqa: E402
@@ -35,12 +36,13 @@ CASES: tuple[tuple[tuple[int, ...], int, int], ...] = (
 )
 
 
-def flops(algorithm: SORL) -> float:
-    """Multiplications and additions of the matrix products of one update, counted by hand.
+def flops(algorithm: SORL, first: int, updates: int) -> float:
+    """Multiplications and additions of the matrix products of these updates, counted by hand.
 
-    In passes of one batch through the actor: sampling next actions takes k on average, the
-    behaviour losses 2 forward, 4 backward and 2 of the target network, the Q loss k forward and
-    2 k backward. Through the critic pair: 1 for targets, 3 for its loss, 2 for the Q loss.
+    In passes of one batch through the actor: sampling next actions takes k, the behaviour losses
+    2 forward, 4 backward and 2 of the target network, the Q loss k' forward and 2 k' backward.
+    Through the critic pair: 1 for targets, 3 for its loss, 2 for the Q loss. k and k' are those
+    that these very updates drew: in a short round their mean is not that of all updates.
     """
 
     def products(sizes: Sequence[int]) -> int:
@@ -48,9 +50,10 @@ def flops(algorithm: SORL) -> float:
 
     actor = products((OBSERVATION + ACTION + 2, *algorithm.hidden, ACTION))
     critic = 2 * products((OBSERVATION + ACTION + 1, *algorithm.hidden, 1))
-    powers = [2**i for i in range(algorithm.backprop_steps.bit_length())]
-    k = sum(powers) / len(powers)
-    return 2.0 * BATCH * (actor * (k + 8 + 3 * k) + critic * 6)
+    choices = jax.vmap(algorithm.choose_steps)(jnp.arange(first, first + updates))
+    critic_steps, actor_steps = (int(jnp.sum(2**choice)) for choice in choices)
+    passes = critic_steps + 8 * updates + 3 * actor_steps
+    return 2.0 * BATCH * (actor * passes + critic * 6 * updates)
 
 
 def synthetic(rows: int = 100_000) -> Dataset:
@@ -91,14 +94,15 @@ def main() -> None:
             algorithm, dataset, seeds=range(seeds), updates=10**9, chunk=updates, batch_size=BATCH
         )
         next(snapshots)
-        rates, peaks = [], []
-        for _ in range(ROUNDS):
+        rates, speeds, peaks = [], [], []
+        for turn in range(1, 1 + ROUNDS):
             peaks.append(matmul_peak())
             began = time.perf_counter()
             next(snapshots)
-            rates.append(updates / (time.perf_counter() - began))
-        rate, peak = statistics.median(rates), statistics.median(peaks)
-        done = rate * seeds * flops(algorithm)
+            seconds = time.perf_counter() - began
+            rates.append(updates / seconds)
+            speeds.append(seeds * flops(algorithm, turn * updates, updates) / seconds)
+        rate, done, peak = map(statistics.median, (rates, speeds, peaks))
         network = f"{len(hidden)} x {hidden[0]}"
         print(
             f"{network:>11}{seeds:>11}{rate:>11.2f}{done / 1e9:>11.1f}{peak / 1e9:>11.1f}"

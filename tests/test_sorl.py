@@ -216,7 +216,7 @@ def test_gradient_through_the_switch_equals_the_gradient_of_the_chosen_branch(rn
 
 def test_draws_of_k_are_uniform_and_independent():
     sorl = algorithm()
-    critic, actor = jax.vmap(sorl._choose_steps)(jnp.arange(4000))
+    critic, actor = jax.vmap(sorl.choose_steps)(jnp.arange(4000))
     counts = np.zeros((4, 4))
     np.add.at(counts, (np.asarray(critic), np.asarray(actor)), 1)
     # 15 degrees of freedom: a chi-square above 38 has probability below 0.001.

@@ -235,7 +235,7 @@ class SORL(AbstractAlgorithm[SORLState]):
     ) -> tuple[SORLState, Metrics]:
         """One step of the critic, one of the actor, one of both averages."""
         critic_key, behaviour_key, q_key = jax.random.split(key, 3)
-        critic_choice, actor_choice = self._choose_steps(update_index)
+        critic_choice, actor_choice = self.choose_steps(update_index)
         optimizer = self._optimizer()
 
         steps = jnp.exp2(critic_choice).astype(jnp.int32)
@@ -399,7 +399,7 @@ class SORL(AbstractAlgorithm[SORLState]):
         ]
         return jax.lax.switch(choice, branches, actor)
 
-    def _choose_steps(self, update_index: Int[Array, ""]) -> tuple[Int[Array, ""], Int[Array, ""]]:
+    def choose_steps(self, update_index: Int[Array, ""]) -> tuple[Int[Array, ""], Int[Array, ""]]:
         """log2 k for the critic and, independently, for the actor; uniform over the powers."""
         key = jax.random.fold_in(jax.random.key(STEPS_KEY_SEED), update_index)
         choices = jax.random.randint(key, (2,), 0, self._powers())
