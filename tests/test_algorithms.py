@@ -8,19 +8,22 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import probes
-from sorl import algorithms
+from compilations import compilations
+from sorl import algorithms, checkpoint
 from sorl.algorithm import AbstractAlgorithm, AbstractScoredPolicy
+from sorl.deployment.policy import Policy, save_policy
 from sorl.errors import InputError
 from sorl.inference import act, candidates
-from sorl.training import Snapshot, train
+from sorl.training import Snapshot, TrainingState, initial_state, train
 from sorl.types import Budget, Spec
 
 NAMES = algorithms.names()
@@ -34,15 +37,35 @@ def tiny(name: str) -> AbstractAlgorithm[Any]:
     return algorithms.get(name)(**{key: TINY[key] for key in TINY if key in known})
 
 
+class Trained(NamedTuple):
+    """Two chunks of training on the two-step problem, two seeds.
+
+    Attributes:
+        algorithm: what trained.
+        half: the state after the first chunk, on the host.
+        snapshot: after the second chunk.
+        compiled: what the second chunk compiled.
+    """
+
+    algorithm: AbstractAlgorithm[Any]
+    half: TrainingState
+    snapshot: Snapshot
+    compiled: list[str]
+
+
+SETTINGS = {"seeds": (0, 1), "updates": UPDATES, "batch_size": 32, "chunk": UPDATES // 2}
+
+
 @pytest.fixture(scope="module", params=NAMES)
-def trained(request) -> tuple[AbstractAlgorithm[Any], Snapshot]:
-    """Each algorithm after `UPDATES` updates on the two-step problem, two seeds."""
+def trained(request) -> Trained:
+    """Each algorithm after `UPDATES` updates."""
     algorithm = tiny(request.param)
     dataset, _ = probes.two_step(np.random.default_rng(0))
-    *_, last = train(
-        algorithm, dataset, seeds=(0, 1), updates=UPDATES, batch_size=32, chunk=UPDATES
-    )
-    return algorithm, last
+    snapshots = train(algorithm, dataset, **SETTINGS)
+    half = jax.tree.map(np.array, next(snapshots).state)
+    with compilations() as compiled:
+        last = next(snapshots)
+    return Trained(algorithm, half, last, compiled)
 
 
 def member_policy(algorithm: AbstractAlgorithm[Any], snapshot: Snapshot, member: int = 0) -> Any:
@@ -97,7 +120,7 @@ class TestHyperparameters:
 
 
 def test_state_and_metrics_are_finite_after_100_updates(trained):
-    _, snapshot = trained
+    snapshot = trained.snapshot
     assert snapshot.update == UPDATES
     assert not snapshot.stopped
     for leaf in jax.tree.leaves(snapshot.state):
@@ -107,16 +130,60 @@ def test_state_and_metrics_are_finite_after_100_updates(trained):
         assert np.isfinite(value).all(), name
 
 
-def test_metrics_of_a_critic_include_its_loss(trained):
-    """The trainer watches this name for explosions."""
-    algorithm, snapshot = trained
+def test_the_second_chunk_compiles_nothing(trained):
+    assert not trained.compiled
+
+
+def test_metrics_are_named_network_by_network(trained):
+    """The trainer watches `critic/loss` for explosions; reports put curves of one name together."""
+    algorithm, _, snapshot, _ = trained
+    networks = {name.partition("/")[0] for name in snapshot.metrics}
+    assert networks <= {"actor", "critic", "value", "behaviour"}
+    for network in networks:
+        assert {f"{network}/loss", f"{network}/gradient_norm"} <= set(snapshot.metrics)
     if isinstance(member_policy(algorithm, snapshot), AbstractScoredPolicy):
-        assert "critic/loss" in snapshot.metrics
-    assert all("/" in name for name in snapshot.metrics)
+        assert {"critic/loss", "critic/q"} <= set(snapshot.metrics)
+
+
+def test_training_goes_on_from_a_checkpoint_bit_for_bit(trained, tmp_path):
+    algorithm, half, snapshot, _ = trained
+    dataset, _ = probes.two_step(np.random.default_rng(0))
+    checkpoint.save(tmp_path, UPDATES // 2, half, {})
+    like = eqx.filter_eval_shape(initial_state, algorithm, dataset.spec, snapshot.members)
+    restored, _ = checkpoint.restore(tmp_path, like)
+    *_, last = train(algorithm, dataset, **SETTINGS, start=(UPDATES // 2, restored))
+    assert last.update == snapshot.update
+    for name, value in snapshot.metrics.items():
+        np.testing.assert_array_equal(last.metrics[name], value)
+    for again, once in zip(
+        jax.tree.leaves(last.state), jax.tree.leaves(snapshot.state), strict=True
+    ):
+        np.testing.assert_array_equal(again, once)
+
+
+def test_a_released_policy_acts_as_the_trained_one(trained, tmp_path):
+    algorithm, _, snapshot, _ = trained
+    module = member_policy(algorithm, snapshot, member=1)
+    save_policy(
+        tmp_path / "policy",
+        module,
+        algorithm=algorithm,
+        spec=Spec(3, 2),
+        member=snapshot.members[1],
+        update=UPDATES,
+        provenance={},
+    )
+    policy = Policy.load(tmp_path / "policy")
+    assert policy.algorithm == algorithm
+    budget = algorithm.default_budget
+    expected = act(module, jnp.asarray(probes.STATES[0]), budget=budget, key=jax.random.key(4))
+    for chosen in ({}, dataclasses.asdict(budget)):
+        action = policy.act(probes.STATES[0], **chosen, key=4)
+        np.testing.assert_allclose(action, expected, atol=1e-6)
 
 
 def test_training_moves_parameters_and_seeds_differ(trained):
-    algorithm, snapshot = trained
+    algorithm, _, snapshot, _ = trained
     dataset, _ = probes.two_step(np.random.default_rng(0))
     fresh = algorithm.init(dataset.spec, key=jax.random.key(0))
     assert jax.tree.structure(fresh) == jax.tree.structure(snapshot.state.algorithm)
@@ -131,7 +198,7 @@ def test_training_moves_parameters_and_seeds_differ(trained):
 
 def test_an_update_of_mapped_members_equals_each_alone(trained):
     """No member's gradient sees another member."""
-    algorithm, snapshot = trained
+    algorithm, _, snapshot, _ = trained
     states = snapshot.state.algorithm
     dataset, _ = probes.two_step(np.random.default_rng(0))
     keys = jax.random.split(jax.random.key(3), 2)
@@ -156,7 +223,7 @@ def test_an_update_of_mapped_members_equals_each_alone(trained):
 
 
 def test_actions_are_in_range_and_the_default_budget_can_be_served(trained):
-    algorithm, snapshot = trained
+    algorithm, _, snapshot, _ = trained
     policy = member_policy(algorithm, snapshot)
     budget = algorithm.default_budget
     policy.check_steps(budget.steps)
@@ -173,7 +240,7 @@ def test_actions_are_in_range_and_the_default_budget_can_be_served(trained):
 @pytest.mark.parametrize("batch", [1, 3, 7])
 def test_best_of_n_for_a_batch_equals_one_by_one(trained, batch):
     """Every candidate is scored against the observation that it was drawn for."""
-    algorithm, snapshot = trained
+    algorithm, _, snapshot, _ = trained
     policy = member_policy(algorithm, snapshot)
     if not isinstance(policy, AbstractScoredPolicy):
         pytest.skip("this algorithm has no verifier")
@@ -255,7 +322,7 @@ def test_a_file_must_hold_exactly_one_algorithm(folder, name, text):
         algorithms.get(name)
 
 
-@pytest.mark.parametrize(("wrong", "meant"), [("sorll", "sorl"), ("srol", "sorl"), ("SORL", None)])
+@pytest.mark.parametrize(("wrong", "meant"), [("sorll", "sorl"), ("rebrack", "rebrac"), ("SORL", None)])
 def test_unknown_names_bring_suggestions(wrong, meant):
     with pytest.raises(InputError, match="choose one of") as caught:
         algorithms.get(wrong)

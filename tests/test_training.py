@@ -5,12 +5,11 @@ Most of it is tried with an algorithm that compiles at once; independence also w
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,6 +19,7 @@ import numpy as np
 import pytest
 
 import probes
+from compilations import compilations
 from sorl import training
 from sorl.algorithm import AbstractAlgorithm, AbstractPolicy
 from sorl.algorithms.sorl import SORL
@@ -175,22 +175,6 @@ def test_a_chunk_ends_at_its_multiples_and_at_the_end():
         (10, 10),
         (12, 12),
     ]
-
-
-@contextlib.contextmanager
-def compilations() -> Iterator[list[str]]:
-    """The names of everything that XLA compiles inside the block."""
-    seen: list[str] = []
-
-    def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
-        if event.endswith("backend_compile_duration"):
-            seen.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield seen
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 @pytest.mark.parametrize("algorithm", [Average(), TINY_SORL], ids=["average", "sorl"])
