@@ -322,7 +322,9 @@ def test_a_file_must_hold_exactly_one_algorithm(folder, name, text):
         algorithms.get(name)
 
 
-@pytest.mark.parametrize(("wrong", "meant"), [("sorll", "sorl"), ("rebrack", "rebrac"), ("SORL", None)])
+@pytest.mark.parametrize(
+    ("wrong", "meant"), [("sorll", "sorl"), ("rebrack", "rebrac"), ("SORL", None)]
+)
 def test_unknown_names_bring_suggestions(wrong, meant):
     with pytest.raises(InputError, match="choose one of") as caught:
         algorithms.get(wrong)

@@ -260,7 +260,7 @@ def test_a_worker_that_dies_is_no_traceback(
     finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import sorl.evaluation
-    from sorl.environments import WorkerError
+    from sorl.errors import WorkerError
 
     def die(*_: object, **__: object) -> None:
         raise WorkerError("Environment worker 0 died.")

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sorl.environments import VectorEnvironment, WorkerError, make_environment
-from sorl.errors import InputError
+from sorl.environments import VectorEnvironment, make_environment
+from sorl.errors import InputError, WorkerError
 
 REACH = "tiny_environments:Reach-v0"
 ACTIONS = np.random.default_rng(0).uniform(-1, 1, (12, 2)).astype(np.float32)

@@ -18,8 +18,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from sorl import inference
 from sorl.algorithm import AbstractPolicy, AbstractScoredPolicy
 from sorl.data.names import EnvironmentName
-from sorl.environments import WorkerError, make_environment
-from sorl.errors import InputError
+from sorl.environments import make_environment
+from sorl.errors import InputError, WorkerError
 from sorl.evaluation import Evaluation, Evaluator, evaluate, rollout_frames
 from sorl.rollouts import LANES, GroupActor, episode_seed
 from sorl.types import Budget, Member

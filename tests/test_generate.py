@@ -34,7 +34,7 @@ from sorl.data.generate.protocols import find_protocol
 from sorl.data.generate.seeding import seed_episode
 from sorl.data.generate.worker import Job
 from sorl.data.names import dataset_names
-from sorl.errors import InputError
+from sorl.errors import InputError, WorkerError
 
 MAZE = "pointmaze-medium-navigate-v0"
 PARTS = f".{MAZE}.parts"
@@ -356,7 +356,7 @@ def test_a_dead_worker_is_noticed(tmp_path: Path) -> None:
     (worker,) = multiprocessing.active_children()
     assert worker.pid is not None
     os.kill(worker.pid, signal.SIGKILL)
-    with pytest.raises(RuntimeError, match="died at train episode"):
+    with pytest.raises(WorkerError, match="died at train episode"):
         list(rolling)
 
 
@@ -406,7 +406,8 @@ def test_a_file_in_the_place_of_the_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "message"), [(errno.ENOSPC, "is full"), (errno.EACCES, "cannot be written to")]
+    ("code", "message"),
+    [(errno.ENOSPC, "is full"), (errno.EFBIG, "is full"), (errno.EACCES, "cannot be written to")],
 )
 def test_full_disk_and_missing_permission(
     code: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -33,18 +33,14 @@ from typing import Any
 import numpy as np
 
 from sorl.environment_worker import Sizes, make_environment, slot_type
-from sorl.errors import InputError
+from sorl.errors import InputError, WorkerError
 
-__all__ = ["Sizes", "VectorEnvironment", "WorkerError", "make_environment"]
+__all__ = ["Sizes", "VectorEnvironment", "make_environment"]
 
 CLOSING_SECONDS = 3.0
 _ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), "1"
 )
-
-
-class WorkerError(RuntimeError):
-    """A worker process died, or an environment raised an exception in it."""
 
 
 class VectorEnvironment:

@@ -15,8 +15,8 @@ import numpy as np
 
 from sorl import inference
 from sorl.algorithm import AbstractPolicy
-from sorl.environments import VectorEnvironment, WorkerError
-from sorl.errors import InputError
+from sorl.environments import VectorEnvironment
+from sorl.errors import InputError, WorkerError
 from sorl.rollouts import GroupActor, environment_id, episode_seed
 from sorl.types import Budget, Member
 

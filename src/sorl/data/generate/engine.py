@@ -86,7 +86,7 @@ def generate(
             settings, or another process, occupies the folder; it cannot be written; the disk is
             full.
         KeyboardInterrupt: after an interrupt, with a sentence that says what has been kept.
-        RuntimeError: a worker process died.
+        WorkerError: a worker process died.
     """
     start = time.perf_counter()
     protocol = find_protocol(name)
@@ -200,7 +200,7 @@ def _explained(out: Path, folder: Path) -> Iterator[None]:
     except (FileExistsError, NotADirectoryError) as error:
         raise InputError(f"{out} is not a folder: choose another for the output.") from error
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise InputError(f"The disk of {out} is full: make room ({kept}).") from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise InputError(

@@ -12,6 +12,7 @@ from multiprocessing.context import SpawnProcess
 
 from sorl.data.generate.protocols import Protocol
 from sorl.data.generate.worker import Job, serve_jobs, worker_variables
+from sorl.errors import WorkerError
 
 
 def roll_jobs(
@@ -24,7 +25,7 @@ def roll_jobs(
 
     Raises:
         OSError: a worker could not write its part.
-        RuntimeError: a worker died.
+        WorkerError: a worker died.
     """
     waiting = iter(jobs)
     under_way: dict[Connection, Job] = {}
@@ -87,7 +88,7 @@ def _explained(job: Job) -> Iterator[None]:
     try:
         yield
     except (EOFError, ConnectionError) as error:
-        raise RuntimeError(
+        raise WorkerError(
             f"A worker process died at {job.split} episode {job.episode}; the finished episodes "
             "are kept, and the same call goes on from there."
         ) from error
