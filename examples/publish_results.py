@@ -46,19 +46,25 @@ def draw(results: Results, config: dict) -> Figure:
     figure = Figure(figsize=(7.2, 3.9), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
+    steps = sorted({budget.steps for budget in evaluations.budgets})
+    best_of = sorted({budget.best_of for budget in evaluations.budgets})
     for index, budget in enumerate(evaluations.budgets):
         known = success[:, index] == success[:, index]
+        # A budget tried at few updates has points and no curve.
+        style = "-" if known.mean() > 0.5 else "none"
         axes.plot(
             evaluations.updates[known] / 1000,
             100 * success[known, index],
-            marker="o",
-            markersize=4,
+            color=f"C{steps.index(budget.steps)}",
+            marker="os^Dv*"[best_of.index(budget.best_of) % 6],
+            markersize=4.5,
+            linestyle=style,
             label=str(budget),
         )
     axes.set(xlabel="thousand updates", ylabel="success, %", ylim=(0, 100))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.25)
-    axes.legend(title="steps x best of", frameon=False, ncols=2)
+    axes.legend(title="steps x best of", frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     hidden = " x ".join(map(str, config["algorithm"]["hidden"]))
     episodes = config["training"]["episodes"]
     axes.set_title(
