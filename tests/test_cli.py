@@ -15,6 +15,7 @@ import pytest
 from finished_run import ENVIRONMENT, MILESTONE, UPDATES, tree
 from sorl import algorithms, cli, jobs
 from sorl.algorithm import AbstractAlgorithm
+from sorl.inference import servable_budgets
 from sorl.runs import Run
 from sorl.types import Budget
 
@@ -124,6 +125,20 @@ def test_defaults_are_those_of_the_job(started: Started) -> None:
     [(_, _, job, resume)] = started
     assert job == jobs.Job(environment="scene-play-singletask-v0")
     assert not resume
+
+
+def test_budgets_by_default_are_those_that_the_policy_can_serve(
+    started: Started, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("train sorl --data x.npz --out x --discretization 2 --backprop-steps 2") == 0
+    assert run("train sorl --data x.npz --out x --budgets 2x2 1x1 2x2") == 0
+    budgets = [job.budgets for _, _, job, _ in started]
+    assert budgets == [(Budget(1, 1),), (Budget(2, 2), Budget(1, 1))]
+    for name in algorithms.names():
+        assert run(["train", name, "--help"]) == 0
+        shown = " ".join(map(str, servable_budgets(algorithms.get(name)())))
+        out = " ".join(capsys.readouterr().out.replace("│", " ").split())
+        assert f"(default: {shown})" in out
 
 
 # Table of the paper: weight of the Q loss, discount, aggregation.
@@ -262,12 +277,17 @@ def test_a_worker_that_dies_is_no_traceback(
     import sorl.evaluation
     from sorl.errors import WorkerError
 
-    def die(*_: object, **__: object) -> None:
+    asked: list[object] = []
+
+    def die(*_: object, budgets: object, **__: object) -> None:
+        asked.append(budgets)
         raise WorkerError("Environment worker 0 died.")
 
     monkeypatch.setattr(sorl.evaluation, "evaluate", die)
     assert run(["evaluate", finished]) == 1
     assert capsys.readouterr().err == "sorl evaluate: Environment worker 0 died.\n"
+    # Without --budgets, those that its policies can serve; they know one and two steps.
+    assert asked == [(Budget(1, 1),)]
 
 
 def test_ctrl_c_before_anything_began(

@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.core import Tracer
 
 from sorl import algorithms, inference
 from sorl.algorithm import AbstractAlgorithm, AbstractPolicy, AbstractScoredPolicy
@@ -66,6 +67,7 @@ class Tiny(AbstractAlgorithm[Any]):
     hidden: tuple[int, ...] = (4, 4)
     scale: float = 0.5
     critic: bool = True
+    default_budget: ClassVar[Budget] = Budget(4, 1)
 
     def init(self, spec: Spec, *, key: jax.Array) -> Any:
         linear = eqx.nn.Linear(spec.observation_size, spec.action_size, key=key)
@@ -449,6 +451,74 @@ def test_budgets_are_checked(loaded: Policy, tmp_path: Path) -> None:
     assert plain.act(np.zeros(3)).shape == (2,)
     with pytest.raises(InputError, match="no critic"):
         plain.act(np.zeros(3), best_of=2)
+
+
+def test_without_a_budget_it_is_the_methods_own(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = Policy.load(folder)
+    monkeypatch.setattr(Tiny, "default_budget", Budget(2, 8))
+    observation = np.ones(3)
+    own = loaded.act(observation, key=3)
+    assert (own == loaded.act(observation, steps=2, best_of=8, key=3)).all()
+    fewer = loaded.act(observation, best_of=1, key=3)
+    assert (fewer == loaded.act(observation, steps=2, best_of=1, key=3)).all()
+    faster = loaded.act(observation, steps=1, key=3)
+    assert (faster == loaded.act(observation, steps=1, best_of=8, key=3)).all()
+    assert len({own.tobytes(), fewer.tobytes(), faster.tobytes()}) == 3
+
+
+def test_a_policy_of_one_pass_acts_without_a_budget(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def one_pass(_: Noisy, steps: int) -> None:
+        if steps != 1:
+            raise InputError(f"{steps} steps are not possible: use 1.")
+
+    monkeypatch.setattr(Noisy, "check_steps", one_pass)
+    monkeypatch.setattr(Tiny, "default_budget", Budget(1, 1))
+    loaded = Policy.load(folder)
+    assert loaded.act(np.zeros(3)).shape == (2,)
+    with pytest.raises(InputError, match="4 steps are not possible"):
+        loaded.act(np.zeros(3), steps=4)
+
+
+# --- which budgets are served -------------------------------------------------------------------
+
+
+def served(algorithm: AbstractAlgorithm[Any]) -> list[str]:
+    return [str(budget) for budget in inference.servable_budgets(algorithm)]
+
+
+def test_servable_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert served(Tiny()) == ["1x1", "4x1", "4x8"]
+    assert served(Tiny(critic=False)) == ["1x1", "4x1"]
+    # The method's own joins them where it belongs, and is left out where it cannot be served.
+    monkeypatch.setattr(Tiny, "default_budget", Budget(2, 32))
+    assert served(Tiny()) == ["1x1", "2x32", "4x1", "4x8"]
+    assert served(Tiny(critic=False)) == ["1x1", "4x1"]
+    monkeypatch.setattr(Tiny, "default_budget", Budget(8, 1))
+    assert served(Tiny(critic=False)) == ["1x1", "4x1", "8x1"]
+    monkeypatch.setattr(Tiny, "default_budget", Budget(16, 1))
+    assert served(Tiny(critic=False)) == ["1x1", "4x1"]
+
+
+def test_servable_budgets_of_sorl_follow_its_hyperparameters() -> None:
+    sorl = algorithms.get("sorl")
+    assert served(sorl()) == ["1x1", "4x1", "4x8"]
+    assert served(sorl(discretization=2, backprop_steps=2)) == ["1x1"]  # pyright: ignore[reportCallIssue]
+
+
+def test_servable_budgets_are_found_without_computing(monkeypatch: pytest.MonkeyPatch) -> None:
+    traced: list[bool] = []
+
+    def init(_: Tiny, spec: Spec, *, key: jax.Array) -> Any:
+        traced.append(isinstance(key, Tracer))
+        return Noisy(eqx.nn.Linear(spec.observation_size, 1, key=key), jnp.ones(2), 0.5)
+
+    monkeypatch.setattr(Tiny, "init", init)
+    assert served(Tiny()) == ["1x1", "4x1", "4x8"]
+    assert traced == [True]
 
 
 def test_actions_are_the_callers_own(loaded: Policy) -> None:

@@ -56,7 +56,8 @@ class AbstractAlgorithm(abc.ABC, Generic[State]):
 
     Attributes:
         presets: values of fields that are published for a dataset, by its name without version.
-        default_budget: the test-time compute that the method uses by itself.
+        default_budget: the test-time compute that the method uses by itself, and `Policy.act`
+            unless it is told otherwise.
     """
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]

@@ -1,4 +1,4 @@
-"""Acting under a budget: draw candidates, score them, choose.
+"""Acting under a budget: draw candidates, score them, choose; and which budgets can be served.
 
 Evaluation and deployment both stand on this file, so it knows neither.
 """
@@ -6,14 +6,43 @@ Evaluation and deployment both stand on this file, so it knows neither.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from sorl.algorithm import AbstractPolicy, AbstractScoredPolicy
+from sorl.algorithm import AbstractAlgorithm, AbstractPolicy, AbstractScoredPolicy
 from sorl.errors import InputError
-from sorl.types import Budget
+from sorl.types import Budget, Spec
+
+USUAL_BUDGETS = (Budget(1, 1), Budget(4, 1), Budget(4, 8))
+"""Fast, more steps, and more candidates as well: what is evaluated where it can be served."""
+
+
+def servable_budgets(algorithm: AbstractAlgorithm[Any]) -> tuple[Budget, ...]:
+    """The budgets to evaluate where none are asked for, by steps and then best-of.
+
+    `USUAL_BUDGETS` and the algorithm's own `default_budget`, as far as the policy that these
+    hyperparameters give can serve them. Nothing is computed: the policy is only traced.
+    """
+    policy = policy_skeleton(algorithm)
+    return tuple(
+        budget
+        for budget in sorted({*USUAL_BUDGETS, algorithm.default_budget})
+        if _serves(policy, budget)
+    )
+
+
+def policy_skeleton(algorithm: AbstractAlgorithm[Any]) -> AbstractPolicy:
+    """A policy of `algorithm` with shapes in place of its arrays, for `check_budgets`.
+
+    Sizes of observations and actions have no part in what a policy can serve; here they are 1.
+    """
+    return eqx.filter_eval_shape(
+        lambda key: algorithm.policy(algorithm.init(Spec(1, 1), key=key)), jax.random.key(0)
+    )
 
 
 def check_budgets(policy: AbstractPolicy, budgets: Iterable[Budget]) -> None:
@@ -26,6 +55,14 @@ def check_budgets(policy: AbstractPolicy, budgets: Iterable[Budget]) -> None:
                 f"{type(policy).__name__} has no critic to choose with: use best-of 1, "
                 f"that is {budget.steps}x1."
             )
+
+
+def _serves(policy: AbstractPolicy, budget: Budget) -> bool:
+    try:
+        check_budgets(policy, [budget])
+    except InputError:
+        return False
+    return True
 
 
 def candidates(

@@ -312,5 +312,5 @@ def _why_stopped(
     return (
         f"Task {member.task}, seed {member.seed} was stopped between updates {done - count:,} and "
         f"{done:,}: {what}. Its last good state, after update {done - count:,}, is kept and the "
-        "others go on; a smaller learning rate or q_loss_coef often helps."
+        "others go on; a smaller learning rate or weight of the Q loss often helps."
     )

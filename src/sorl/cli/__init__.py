@@ -1,4 +1,4 @@
-"""The command line: `sorl generate`, `train`, `resume`, `evaluate`, `report`, `info`.
+"""The command line: `sorl generate`, `train`, `tune`, `resume`, `evaluate`, `report`, `info`.
 
 Each command is a thin file of its own and imports what it needs only when it runs, so that
 `sorl --help` answers at once.
@@ -16,11 +16,12 @@ from typing import Any
 
 import sorl
 from sorl import platform
-from sorl.errors import InputError
+from sorl.errors import InputError, WorkerError
 
 COMMANDS = {
     "generate": "make an OGBench data set from scripted experts, without a download",
     "train": "train an algorithm on logged data, all tasks and seeds together",
+    "tune": "train at every point of a small grid of hyperparameters and compare them",
     "resume": "go on with a run that was stopped or killed",
     "evaluate": "roll a run's policies out at any budgets",
     "report": "draw one or more runs as a single HTML page",
@@ -59,7 +60,7 @@ def run(arguments: Sequence[str]) -> int:
     if name not in COMMANDS:
         print(f"sorl: there is no command {name!r}: use {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
-    if name in ("train", "resume"):
+    if name in ("train", "tune", "resume"):
         platform.prepare()
     try:
         with _plain_warnings(name):
@@ -76,11 +77,7 @@ def run(arguments: Sequence[str]) -> int:
         # The reader of our output went away (`sorl info ... | head`): nothing to say, nor to whom.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except RuntimeError as error:
-        from sorl.environments import WorkerError
-
-        if not isinstance(error, WorkerError):
-            raise
+    except WorkerError as error:
         print(f"sorl {name}: {error}", file=sys.stderr)
         return 1
     return 0

@@ -14,7 +14,7 @@ def run(arguments: list[str]) -> None:
 
 def _evaluate(
     run: tyro.conf.Positional[Path],
-    budgets: tuple[str, ...] = ("1x1", "4x1", "4x8"),
+    budgets: tuple[str, ...] | None = None,
     episodes: int = 50,
     update: int | None = None,
     seed: int = 0,
@@ -28,7 +28,7 @@ def _evaluate(
 
     Args:
         run: folder of the run.
-        budgets: budgets to evaluate, for example 1x1 4x1 4x8.
+        budgets: budgets to evaluate; without it 1x1 4x1 4x8 and the algorithm's own, if servable.
         episodes: episodes for each budget, task and seed.
         update: an earlier evaluated update of the run; without it the newest policies.
         seed: seed of the episodes' starts and of the sampling noise.
@@ -43,11 +43,12 @@ def _evaluate(
     from sorl.deployment.storage import policy_folder, read_policy
     from sorl.errors import InputError
     from sorl.evaluation import evaluate
+    from sorl.inference import servable_budgets
     from sorl.jobs import restore_policies
     from sorl.runs import Run
     from sorl.types import Budget
 
-    wanted = [Budget.parse(text) for text in budgets]
+    wanted = None if budgets is None else [Budget.parse(text) for text in budgets]
     opened = Run.open(run)
     environment = opened.config.get("environment")
     if environment is None:
@@ -57,6 +58,8 @@ def _evaluate(
         update = read_policy(policy_folder(run, members[0])).update
     else:
         policies, members = restore_policies(opened, update)
+    if wanted is None:
+        wanted = servable_budgets(read_policy(policy_folder(run, members[0])).algorithm)
     with show_episodes() as on_progress:
         results = evaluate(
             policies,

@@ -1,9 +1,13 @@
-"""`sorl train ALGORITHM`: train all tasks and seeds of one cell together."""
+"""`sorl train ALGORITHM`: train all tasks and seeds of one cell together.
+
+The options of a training stand here for `sorl tune` too.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,13 +17,99 @@ from sorl import algorithms, jobs
 from sorl.algorithm import AbstractAlgorithm
 from sorl.data.names import EnvironmentName
 from sorl.errors import InputError
+from sorl.inference import servable_budgets
 from sorl.types import Budget
+
+Command = Callable[..., None]
+
+_USAGE = """\
+usage: sorl train ALGORITHM --env NAME [--data FILE] --out RUN ...
+
+Train an algorithm on logged data, all tasks and seeds together.
+`sorl train ALGORITHM --help` tells all options and hyperparameters; with --env NAME,
+their published values for that environment."""
 
 
 def run(arguments: list[str]) -> None:
     """Parse and train."""
+    run_for_algorithm("train", _USAGE, _command, arguments)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What a training is given besides its algorithm and budgets.
+
+    Args:
+        env: OGBench environment, for example cube-single-play-singletask-v0.
+        data: data file to learn from; without it the data of --env are looked up and downloaded.
+        tasks: tasks of the environment to train together; without it the one it names.
+        seeds: number of seeds, trained together: 0, 1, ...
+        updates: gradient updates.
+        batch_size: rows of one batch.
+        log_every: updates between two rows of metrics.csv.
+        evaluate_every: updates between two evaluations.
+        episodes: episodes for each budget, task and seed.
+        evaluation_seed: seed of the episodes.
+        workers: processes that step environments; without it one a core.
+        checkpoint_seconds: least time between two checkpoints.
+        tensorboard: write TensorBoard's files; without it, where tensorboardX is installed.
+        wandb: send to Weights & Biases too.
+    """
+
+    env: str | None = None
+    data: Path | None = None
+    tasks: tuple[int, ...] | None = None
+    seeds: int = 1
+    updates: int = 1_000_000
+    batch_size: int = 256
+    log_every: int = 250
+    evaluate_every: int = 100_000
+    episodes: int = 50
+    evaluation_seed: int = 0
+    workers: int | None = None
+    checkpoint_seconds: float = 60.0
+    tensorboard: bool | None = None
+    wandb: bool = False
+
+    def job(self, budgets: Iterable[Budget]) -> jobs.Job:
+        """The job that these options describe.
+
+        Raises:
+            InputError: an option makes no sense.
+        """
+        if self.seeds < 1:
+            raise InputError(f"--seeds {self.seeds} is not possible: give at least 1.")
+        if self.env is None and self.data is None:
+            raise InputError("Name what to learn from: --env, --data, or both.")
+        others = {name: value for name, value in vars(self).items() if name not in ("env", "seeds")}
+        return jobs.Job(
+            environment=self.env,
+            seeds=tuple(range(self.seeds)),
+            budgets=tuple(dict.fromkeys(budgets)),
+            **others,
+        )
+
+
+def run_for_algorithm(
+    command: str,
+    usage: str,
+    build: Callable[[AbstractAlgorithm[Any]], Command],
+    arguments: list[str],
+) -> None:
+    """Run a command whose first argument names an algorithm.
+
+    Args:
+        command: name of the command.
+        usage: its help as long as no algorithm is named; the algorithms are listed below it.
+        build: makes the function whose parameters are the options, given the algorithm with the
+            preset of the environment that the arguments name. `prepared` makes it ready.
+        arguments: what follows the command's name.
+
+    Raises:
+        InputError: there is no algorithm of that name, or whatever the function raises.
+    """
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(_help())
+        print("\n".join([usage, "", *_algorithms()]))
         if not arguments:
             raise InputError("Name an algorithm.")
         return
@@ -29,29 +119,42 @@ def run(arguments: list[str]) -> None:
     dataset = _dataset_named(arguments)
     preset = algorithms.preset(name, dataset) if dataset else {}
     tyro.cli(
-        _command(algorithms.get(name)(**preset)),
-        prog=f"sorl train {name}",
+        build(algorithms.get(name)(**preset)),
+        prog=f"sorl {command} {name}",
         args=arguments,
         config=(tyro.conf.OmitArgPrefixes,),
     )
 
 
-def _help() -> str:
+def prepared(command: Command, default: AbstractAlgorithm[Any], documentation: str) -> Command:
+    """Give a command's function the types and words that depend on the algorithm.
+
+    Args:
+        command: takes `algorithm`, `options` and `budgets` among its parameters.
+        default: the algorithm with its defaults.
+        documentation: docstring of the command, up to the parameters it shares with others.
+    """
+    unnamed = tyro.conf.arg(name="")
+    hint = f"(default: {' '.join(map(str, servable_budgets(default)))})"
+    command.__annotations__ |= {
+        "algorithm": Annotated[type(default), unnamed],
+        "options": Annotated[Options, unnamed],
+        "budgets": Annotated[tuple[str, ...] | None, tyro.conf.arg(help_behavior_hint=hint)],
+    }
+    command.__doc__ = f"""{documentation}
+        budgets: steps x best-of in every evaluation; the default holds what the policy can serve.
+        options: what to train.
+        algorithm: hyperparameters.
+    """
+    return command
+
+
+def _algorithms() -> list[str]:
     lines = []
     for name in algorithms.names():
         documentation = inspect.getmodule(algorithms.get(name)).__doc__ or ""
         lines.append(f"  {name:<8}  {documentation.strip().splitlines()[0]}")
-    return "\n".join(
-        [
-            "usage: sorl train ALGORITHM --env NAME [--data FILE] --out RUN ...",
-            "",
-            "Train an algorithm on logged data, all tasks and seeds together.",
-            "`sorl train ALGORITHM --help` tells all options and hyperparameters; with --env NAME,",
-            "their published values for that environment.",
-            "",
-            *lines,
-        ]
-    )
+    return lines
 
 
 def _dataset_named(arguments: list[str]) -> str | None:
@@ -65,73 +168,23 @@ def _dataset_named(arguments: list[str]) -> str | None:
     return None
 
 
-def _command(default: AbstractAlgorithm[Any]) -> Callable[..., None]:
-    kind = type(default)
-
+def _command(default: AbstractAlgorithm[Any]) -> Command:
     def command(
         out: Path,
-        env: str | None = None,
-        data: Path | None = None,
-        tasks: tuple[int, ...] | None = None,
-        seeds: int = 1,
-        updates: int = 1_000_000,
-        batch_size: int = 256,
-        log_every: int = 250,
-        evaluate_every: int = 100_000,
-        budgets: tuple[str, ...] = ("1x1", "4x1", "4x8"),
-        episodes: int = 50,
-        evaluation_seed: int = 0,
-        workers: int | None = None,
-        checkpoint_seconds: float = 60.0,
+        options: Options,
+        budgets: tuple[str, ...] | None = None,
         resume: bool = False,
-        tensorboard: bool | None = None,
-        wandb: bool = False,
         algorithm: AbstractAlgorithm[Any] = default,
     ) -> None:
-        if seeds < 1:
-            raise InputError(f"--seeds {seeds} is not possible: give at least 1.")
-        if env is None and data is None:
-            raise InputError("Name what to learn from: --env, --data, or both.")
-        job = jobs.Job(
-            environment=env,
-            data=data,
-            tasks=tasks,
-            seeds=tuple(range(seeds)),
-            updates=updates,
-            batch_size=batch_size,
-            log_every=log_every,
-            evaluate_every=evaluate_every,
-            budgets=tuple(Budget.parse(text) for text in budgets),
-            episodes=episodes,
-            evaluation_seed=evaluation_seed,
-            workers=workers,
-            checkpoint_seconds=checkpoint_seconds,
-            tensorboard=tensorboard,
-            wandb=wandb,
-        )
-        jobs.start(out, algorithm, job, resume=resume)
+        wanted = servable_budgets(algorithm) if budgets is None else map(Budget.parse, budgets)
+        jobs.start(out, algorithm, options.job(wanted), resume=resume)
 
-    command.__annotations__["algorithm"] = Annotated[kind, tyro.conf.arg(name="")]
-    command.__doc__ = f"""Train {kind.__name__}.
+    return prepared(
+        command,
+        default,
+        f"""Train {type(default).__name__}.
 
     Args:
         out: folder of the new run.
-        env: OGBench environment, for example cube-single-play-singletask-v0.
-        data: data file to learn from; without it the data of --env are looked up and downloaded.
-        tasks: tasks of the environment to train together; without it the one it names.
-        seeds: number of seeds, trained together: 0, 1, ...
-        updates: gradient updates.
-        batch_size: rows of one batch.
-        log_every: updates between two rows of metrics.csv.
-        evaluate_every: updates between two evaluations.
-        budgets: budgets of every evaluation, steps x best-of.
-        episodes: episodes for each budget, task and seed.
-        evaluation_seed: seed of the episodes.
-        workers: processes that step environments; without it one a core.
-        checkpoint_seconds: least time between two checkpoints.
-        resume: go on if --out holds a run with these very settings.
-        tensorboard: write TensorBoard's files; without it, where tensorboardX is installed.
-        wandb: send to Weights & Biases too.
-        algorithm: hyperparameters.
-    """
-    return command
+        resume: go on if --out holds a run with these very settings.""",
+    )

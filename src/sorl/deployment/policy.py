@@ -120,16 +120,18 @@ class Policy:
         self,
         observation: Any,
         *,
-        steps: int = 4,
-        best_of: int = 1,
+        steps: int | None = None,
+        best_of: int | None = None,
         key: PRNGKeyArray | int | None = None,
     ) -> np.ndarray:
         """Choose actions. The first call for a budget and a batch shape compiles, later ones run.
 
         Args:
             observation: finite numbers, `[observation_size]` or `[..., observation_size]`.
-            steps: sampling steps of one candidate.
-            best_of: candidates among which the critic chooses.
+            steps: sampling steps of one candidate. When None those that the method uses by
+                itself, `algorithm.default_budget.steps`.
+            best_of: candidates among which the critic chooses. When None as many as the method
+                uses by itself, `algorithm.default_budget.best_of`, whatever `steps` are.
             key: a random key or an integer seed. One observation uses the key itself, row i of a
                 batch (its leading axes flattened) uses `jax.random.split(key, rows)[i]`. When
                 None the policy's own stream is drawn from: a new key every call.
@@ -141,7 +143,11 @@ class Policy:
             InputError: the observation has another shape or is not finite, or the policy cannot
                 serve the budget.
         """
-        budget = Budget(steps=steps, best_of=best_of)
+        own = self.algorithm.default_budget
+        budget = Budget(
+            steps=own.steps if steps is None else steps,
+            best_of=own.best_of if best_of is None else best_of,
+        )
         inference.check_budgets(self.module, [budget])
         values = self._checked(observation)
         leading = values.shape[:-1]

@@ -8,8 +8,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import equinox as eqx
-import jax
 import numpy as np
 
 from sorl.algorithm import AbstractAlgorithm
@@ -18,7 +16,7 @@ from sorl.data.dataset import Dataset
 from sorl.data.sources import load_dataset
 from sorl.errors import InputError
 from sorl.evaluation import Evaluator
-from sorl.inference import check_budgets
+from sorl.inference import check_budgets, policy_skeleton
 from sorl.interruption import Interruption
 from sorl.jobs.job import EXECUTION, Job, config_of, job_of
 from sorl.jobs.milestones import Milestones
@@ -52,10 +50,7 @@ def start(
     if known and not resume:
         Run.create(out, {})  # raises the sentence that says what to do
     dataset = load_dataset(job.environment, data=job.data, tasks=job.tasks)
-    skeleton = eqx.filter_eval_shape(
-        lambda key: algorithm.policy(algorithm.init(dataset.spec, key=key)), jax.random.key(0)
-    )
-    check_budgets(skeleton, job.budgets)
+    check_budgets(policy_skeleton(algorithm), job.budgets)
     members_of(dataset.tasks, job.seeds)
     check_dashboards(tensorboard=job.tensorboard, wandb=job.wandb)
     config = config_of(algorithm, job, dataset)
@@ -154,7 +149,7 @@ def _work(
             if dead:
                 raise InputError(
                     f"Every task and seed of {run.path} was stopped: see events.jsonl there, and "
-                    "start a new run with a smaller learning rate or q_loss_coef."
+                    "start a new run with a smaller learning rate or weight of the Q loss."
                 )
             if stop.requested:
                 break
