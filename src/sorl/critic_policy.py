@@ -1,0 +1,41 @@
+"""What policies share whose verifier is a critic of s and a."""
+
+from __future__ import annotations
+
+import equinox as eqx
+from jaxtyping import Array, Float
+
+from sorl.algorithm import AbstractScoredPolicy
+from sorl.errors import InputError
+from sorl.losses import Aggregation, aggregate
+from sorl.nn import Critic
+
+
+class AbstractCriticPolicy(AbstractScoredPolicy):
+    """A policy with a critic as verifier; how it draws actions is for its subclass to say.
+
+    Attributes:
+        critic: the online critic.
+        aggregation: how the verifier combines the critic's heads.
+    """
+
+    critic: eqx.AbstractVar[Critic]
+    aggregation: eqx.AbstractVar[Aggregation]
+
+    def score(
+        self,
+        observation: Float[Array, " observation_size"],
+        action: Float[Array, " action_size"],
+        *,
+        steps: int,
+    ) -> Float[Array, ""]:
+        """agg over heads of Q_φ(s, a), whatever the number of steps."""
+        return aggregate(self.critic(observation, action), self.aggregation)
+
+
+def check_at_most(steps: int, most: int, why: str) -> None:
+    """Raise `InputError` unless `steps` is from 1 to `most`; `why` says whence the limit."""
+    if not 1 <= steps <= most:
+        raise InputError(
+            f"This policy cannot act in {steps} sampling steps: {why}; choose from 1 to {most}."
+        )
