@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 
 # Before JAX starts: tests run beside each other, so one thread a test process is fair and faster.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
+
+# A shell that starts tests in the background has them ignore interrupts, and what they start
+# inherits that; some of it is interrupted on purpose.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import hypothesis
 import numpy as np

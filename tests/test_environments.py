@@ -219,7 +219,10 @@ def test_no_worker_outlives_a_script_without_a_main_guard(number: signal.Signals
         pids = [int(pid) for pid in script.stdout.readline().split()]
         assert len(pids) == 2
         script.send_signal(number)
-        _, errors = script.communicate(timeout=20)
+        try:
+            _, errors = script.communicate(timeout=60)
+        finally:
+            script.kill()
     assert all(gone(pid) for pid in pids)
     assert "Exception ignored" not in errors
     assert errors.count("Traceback") == (1 if number == signal.SIGINT else 0), errors

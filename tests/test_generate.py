@@ -257,7 +257,7 @@ def test_resumes_after_kill_to_the_same_bytes(maze: Path, tmp_path: Path) -> Non
         folder=tmp_path,
     )
     # Returns when every process that holds the pipes has ended, the orphaned worker included.
-    process.communicate(timeout=20)
+    process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL
     parts = sorted((out / PARTS).glob("train-*.npz"))
     assert len(parts) >= 2
@@ -291,7 +291,7 @@ def test_interrupt_from_the_keyboard_keeps_the_episodes_and_ends_the_workers(
         pass
     os.killpg(process.pid, signal.SIGINT)
     # Returns when every process that holds the pipes has ended, the workers included.
-    _, message = process.communicate(timeout=20)
+    _, message = process.communicate(timeout=60)
     # No worker wrote a traceback: the message is all there is.
     assert message == (
         f"Stopped; finished episodes are kept in {out / PARTS}, and the same call goes on from "
