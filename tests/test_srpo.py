@@ -198,7 +198,6 @@ def test_the_policy_acts_in_one_pass_and_is_scored_by_the_lower_head(rng):
 @pytest.mark.parametrize(
     "fields",
     [
-        {"time_weight": "none"},
         {"temperature": 0.0},
         {"temperature": float("nan")},
         {"expectile": 0.0},

@@ -46,7 +46,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import equinox as eqx
 import jax
@@ -57,7 +57,6 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from sorl import gaussian, implicit_q, published
 from sorl.algorithm import AbstractAlgorithm, Metrics
 from sorl.diffusion import VariancePreserving, noise_prediction_error
-from sorl.errors import InputError
 from sorl.gaussian import DirectActor, ScoredGaussianPolicy
 from sorl.hyperparameters import (
     check_between_0_and_1,
@@ -125,11 +124,6 @@ class SRPO(AbstractAlgorithm[SRPOState]):
 
     def __post_init__(self) -> None:
         """Check what the equations assume."""
-        if self.time_weight not in get_args(TimeWeight):
-            raise InputError(
-                f"SRPO time_weight={self.time_weight!r} does not exist: choose one of "
-                f"{', '.join(get_args(TimeWeight))}."
-            )
         check_not_negative(self, "sampling_std")
         check_between_0_and_1(self, "expectile")
         check_discount(self)
