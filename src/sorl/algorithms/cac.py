@@ -1,4 +1,4 @@
-"""CAC: an actor-critic whose policy is a consistency model (Consistency-AC, arXiv 2309.16984).
+"""CAC: Consistency-AC, an actor-critic whose policy is a consistency model (arXiv 2309.16984).
 
 One network F_θ, scaled to f_θ(s, x, τ) (`sorl.consistency`), answers the action behind a noisy one
 at any noise level; from pure noise it takes one step, or a few with noise put back between them.
