@@ -153,7 +153,9 @@ def _algorithms() -> list[str]:
     lines = []
     for name in algorithms.names():
         documentation = inspect.getmodule(algorithms.get(name)).__doc__ or ""
-        lines.append(f"  {name:<8}  {documentation.strip().splitlines()[0]}")
+        first = documentation.strip().splitlines()[0]
+        # The name stands before it already.
+        lines.append(f"  {name:<8}  {first.partition(': ')[2] or first}")
     return lines
 
 
