@@ -121,3 +121,29 @@ def mode_bandit(*rewards: float) -> Dataset:
     actions = MODES.draw(np.random.default_rng(0), 2 * probes.EPISODES)
     rare = MODES.nearest(actions).astype(float)
     return probes.bandit(actions, np.stack([reward * rare for reward in rewards]))
+
+
+def assert_finds_the_optimum(algorithm: AbstractAlgorithm[Any], *, steps: int) -> None:
+    """Trained on uniform actions, the policy goes where the reward of a bandit is highest."""
+    actions = probes.uniform_actions(np.random.default_rng(0))
+    dataset = probes.bandit(actions, probes.bandit_reward(actions))
+    (state,) = learn(algorithm, dataset, updates=1000)
+    off = np.linalg.norm(draw(algorithm.policy(state), steps) - probes.BANDIT_OPTIMUM, axis=1)
+    print(off.mean(), np.quantile(off, 0.99))  # 0.9 on average for the behaviour
+    assert off.mean() < 0.1
+    assert np.quantile(off, 0.99) < 0.25
+
+
+def assert_solves_two_steps(algorithm: AbstractAlgorithm[Any], *, steps: int) -> None:
+    """The critic has the optimal values, and the first step is taken for the second."""
+    dataset, values = probes.two_step(np.random.default_rng(0))
+    (state,) = learn(algorithm, dataset, updates=1000)
+    policy = algorithm.policy(state)
+    for (place, side), exact in values.items():
+        found = scores(policy, place, side)
+        print(place, side, exact, found.mean(), found.std())
+        assert abs(found.mean() - exact) < 0.1
+    for place in (0, 1):
+        right = (draw(policy, steps, state=place)[:, 0] > 0).mean()
+        print(place, right)
+        assert right > 0.95

@@ -15,12 +15,13 @@ import probes
 from flow_baselines import (
     MODES,
     ROWS,
+    assert_finds_the_optimum,
+    assert_solves_two_steps,
     draw,
     first_update,
     learn,
     mode_bandit,
     noise_of,
-    scores,
     slow_flow_action,
     slow_flow_matching_errors,
     state_with_another_target,
@@ -139,28 +140,11 @@ CLONING = dataclasses.replace(IMPROVING, flow_matching_coef=1000.0)
 
 
 def test_with_a_small_weight_of_the_behaviour_it_finds_the_optimum_of_a_bandit():
-    actions = probes.uniform_actions(np.random.default_rng(0))
-    dataset = probes.bandit(actions, probes.bandit_reward(actions))
-    (state,) = learn(IMPROVING, dataset, updates=1000)
-    policy = IMPROVING.policy(state)
-    off = np.linalg.norm(draw(policy, 4) - probes.BANDIT_OPTIMUM, axis=1)
-    print(off.mean(), np.quantile(off, 0.99))  # 0.9 on average for the behaviour
-    assert off.mean() < 0.1
-    assert np.quantile(off, 0.99) < 0.25
+    assert_finds_the_optimum(IMPROVING, steps=4)
 
 
 def test_two_steps_have_the_optimal_values_and_the_first_is_taken_for_the_second():
-    dataset, values = probes.two_step(np.random.default_rng(0))
-    (state,) = learn(IMPROVING, dataset, updates=1000)
-    policy = IMPROVING.policy(state)
-    for (state, side), exact in values.items():
-        found = scores(policy, state, side)
-        print(state, side, exact, found.mean(), found.std())
-        assert found.mean() == pytest.approx(exact, abs=0.1)
-    for state in (0, 1):
-        right = (draw(policy, 4, state=state)[:, 0] > 0).mean()
-        print(state, right)
-        assert right > 0.95
+    assert_solves_two_steps(IMPROVING, steps=4)
 
 
 def test_with_a_large_weight_of_the_behaviour_it_clones_though_one_mode_pays():
