@@ -39,3 +39,12 @@ def check_at_most(steps: int, most: int, why: str) -> None:
         raise InputError(
             f"This policy cannot act in {steps} sampling steps: {why}; choose from 1 to {most}."
         )
+
+
+def check_one_pass(steps: int) -> None:
+    """Raise `InputError` unless `steps` is 1: for policies that act in one pass of a network."""
+    if steps != 1:
+        raise InputError(
+            f"This policy cannot act in {steps} sampling steps: it acts in one pass of its "
+            "network; choose 1."
+        )

@@ -20,8 +20,7 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from sorl.algorithm import AbstractPolicy
-from sorl.critic_policy import AbstractCriticPolicy
-from sorl.errors import InputError
+from sorl.critic_policy import AbstractCriticPolicy, check_one_pass
 from sorl.losses import Aggregation
 from sorl.nn import MLP, Critic
 from sorl.types import Spec
@@ -134,12 +133,3 @@ def act_near(
 ) -> Float[Array, " action_size"]:
     """Draw from N(mean, sampling_std² I) and clip to [-1, 1]; at 0 it is the mean, clipped."""
     return jnp.clip(mean + sampling_std * jax.random.normal(key, mean.shape), -1, 1)
-
-
-def check_one_pass(steps: int) -> None:
-    """Raise `InputError` unless `steps` is 1: for policies that act in one pass of a network."""
-    if steps != 1:
-        raise InputError(
-            f"This policy cannot act in {steps} sampling steps: it acts in one pass of its "
-            "network; choose 1."
-        )

@@ -7,8 +7,7 @@
 (Kostrikov et al. 2021, arXiv 2110.06169, equations 5 and 6.) It does not see the policy, so IQL,
 IDQL, SRPO and IFQL share it and differ in how they draw a policy from it.
 
-Departure from the paper: Q's target reads V after its step of the same update, as the paper's
-pseudocode does; the policy's weights read the same V.
+The order is that of the paper's pseudocode: Q's target reads V after its step of the same update.
 """
 
 from __future__ import annotations

@@ -43,10 +43,9 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from sorl import flow_policy, published, td_critic
 from sorl.algorithm import AbstractAlgorithm, Metrics
-from sorl.critic_policy import AbstractCriticPolicy
+from sorl.critic_policy import AbstractCriticPolicy, check_one_pass
 from sorl.flow_policy import flow_actions
 from sorl.flows import flow_matching_error
-from sorl.gaussian import check_one_pass
 from sorl.hyperparameters import (
     check_at_least,
     check_discount,
