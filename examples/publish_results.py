@@ -1,10 +1,12 @@
-"""Keep a run's results in the repository: its tables, its settings, one figure.
+"""Keep results in the repository: tables, settings, one figure.
 
     python examples/publish_results.py RUN results/NAME
+    python examples/publish_results.py COMPARISON results/NAME
 
-Writes `evaluations.csv`, `config.json` (without the local path of the data) and, where there is
-more than one evaluation, `success.png`. The figure is drawn from these files, so it can be drawn
-again from the repository alone:
+Of a run: `evaluations.csv`, `config.json` (without the local path of the data) and, where there is
+more than one evaluation, `success.png`. Of a folder of runs that `sorl compare` made: the same for
+each of its runs, in a folder of its own, `compare.csv`, and one figure of all. The figure is drawn
+from these files, so it can be drawn again from the repository alone:
 
     python examples/publish_results.py results/NAME results/NAME
 """
@@ -13,39 +15,60 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from sorl import files
+from sorl import algorithms, files
+from sorl.report.drawing import Style
 from sorl.report.results import Results, read
-from sorl.report.statistics import mean
+from sorl.report.statistics import bootstrap, mean
 from sorl.runs import Run
 
 
 def main() -> None:
     """Copy and draw."""
     source, target = Path(sys.argv[1]), Path(sys.argv[2])
+    if (source / "config.json").exists():
+        publish_run(source, target)
+        (results,) = read([target])
+        figure = draw_budgets(results) if len(results.evaluations.updates) > 1 else None
+    else:
+        runs = sorted(path.parent for path in source.glob("*/config.json"))
+        for run in runs:
+            publish_run(run, target / run.name)
+        copy(source / "compare.csv", target / "compare.csv")
+        figure = draw_algorithms(read([target / run.name for run in runs]))
+    if figure is not None:
+        figure.savefig(target / "success.png", dpi=110)
+    print(f"wrote {target}")
+
+
+def publish_run(source: Path, target: Path) -> None:
+    """Keep one run's settings and scores."""
     target.mkdir(parents=True, exist_ok=True)
     config = dict(Run.open(source).config)
     config["dataset"] = {**config["dataset"], "path": None}
     files.write_json(target / "config.json", config)
+    copy(source / "evaluations.csv", target / "evaluations.csv")
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file, unless it is there already because only the figure is drawn anew."""
     if source.resolve() != target.resolve():
-        shutil.copy(source / "evaluations.csv", target / "evaluations.csv")
-    (results,) = read([target])
-    if len(results.evaluations.updates) > 1:
-        draw(results, config).savefig(target / "success.png", dpi=110)
-    print(f"wrote {target}")
+        shutil.copy(source, target)
 
 
-def draw(results: Results, config: dict) -> Figure:
+def draw_budgets(results: Results) -> Figure:
     """Success against updates, one line a budget, and what it took on one line below."""
+    figure, axes = panel()
     evaluations = results.evaluations
     success = mean(evaluations.measures["success"])
-    figure = Figure(figsize=(7.2, 3.9), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
     steps = sorted({budget.steps for budget in evaluations.budgets})
     best_of = sorted({budget.best_of for budget in evaluations.budgets})
     for index, budget in enumerate(evaluations.budgets):
@@ -61,20 +84,61 @@ def draw(results: Results, config: dict) -> Figure:
             linestyle=style,
             label=str(budget),
         )
-    axes.set(xlabel="thousand updates", ylabel="success, %", ylim=(0, 100))
+    legend(axes, "steps x best of")
+    axes.set_title(description(results.config), fontsize=8.5, loc="left")
+    return figure
+
+
+def draw_algorithms(runs: list[Results]) -> Figure:
+    """Success against updates, one line an algorithm at its own budget, with 95% intervals."""
+    figure, axes = panel()
+    for place, run in enumerate(runs):
+        budget = algorithms.build(run.config["algorithm"]).default_budget
+        evaluations, style = run.evaluations, Style.of(place)
+        index = evaluations.budgets.index(budget)
+        moments = evaluations.moments(index)
+        updates = evaluations.updates[moments] / 1000
+        scores = evaluations.measures["success"][moments, index]
+        value, low, high = (100 * np.asarray(values) for values in bootstrap(scores))
+        axes.fill_between(updates, low, high, color=style.color, alpha=0.1, linewidth=0)
+        axes.plot(
+            updates,
+            value,
+            color=style.color,
+            marker=style.marker,
+            linestyle=style.dash,
+            markersize=4,
+            label=f"{run.config['algorithm']['name']}  {budget}",
+        )
+    legend(axes, "steps x best of")
+    axes.set_title(description(runs[0].config), fontsize=8.5, loc="left")
+    return figure
+
+
+def panel() -> tuple[Figure, Axes]:
+    """An empty figure of success against updates."""
+    figure = Figure(figsize=(7.2, 3.9), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.set(xlabel="thousand updates", ylabel="success, %", ylim=(-2, 102))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.25)
-    axes.legend(title="steps x best of", frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure, axes
+
+
+def legend(axes: Axes, title: str) -> None:
+    """What the lines are, beside the panel."""
+    axes.legend(title=title, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+
+
+def description(config: Mapping[str, Any]) -> str:
+    """What the figure's runs took, in two lines."""
     hidden = " x ".join(map(str, config["algorithm"]["hidden"]))
-    episodes = config["training"]["episodes"]
-    axes.set_title(
-        f"{config['environment']}: {len(config['seeds'])} seeds, {hidden} units, {episodes} "
-        f"episodes a point\n{config['machine']['cores']} CPU cores, "
-        f"{config['created'][:10]}, data generated here (small-scale)",
-        fontsize=8.5,
-        loc="left",
+    return (
+        f"{config['environment']}: {len(config['seeds'])} seeds, {hidden} units, "
+        f"{config['training']['episodes']} episodes a point\n{config['machine']['cores']} CPU "
+        f"cores, {config['created'][:10]}, data generated here (small-scale)"
     )
-    return figure
 
 
 if __name__ == "__main__":

@@ -6,12 +6,16 @@ import shutil
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 from finished_run import TINY, Processes, tiny_arrays, train_arguments
+from scripted_world import World
 from sorl import algorithms, cli
+from sorl.evaluation import Evaluation, Evaluator
 
 
 @pytest.fixture(scope="session")
@@ -69,3 +73,17 @@ def tiny(tiny_folder: Path) -> Iterator[None]:
     finally:
         algorithms.__path__.remove(str(tiny_folder))
         algorithms.get.cache_clear()
+
+
+@pytest.fixture
+def world(tiny: None, monkeypatch: pytest.MonkeyPatch) -> World:
+    world = World()
+    for module in ("work", "grid"):
+        monkeypatch.setattr(f"sorl.jobs.{module}.load_dataset", world.load_dataset)
+
+    def evaluate(*arguments: Any, **options: Any) -> list[Evaluation]:
+        return world.evaluate(*arguments, **options)
+
+    monkeypatch.setattr(Evaluator, "evaluate", evaluate)
+    monkeypatch.setattr(jax, "clear_caches", world.clear_caches)  # compiling again takes long
+    return world

@@ -6,9 +6,10 @@ import dataclasses
 import inspect
 import json
 import sys
+import typing
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -113,6 +114,16 @@ class TestHyperparameters:
             assert algorithms.preset(name, f"{dataset}-v0") == dict(values)
             assert found(**values) == algorithms.build({"name": name, **values})
         assert algorithms.preset(name, "no-such-data-v0") == {}
+
+    def test_a_word_that_is_no_choice_is_refused(self, name):
+        hints = typing.get_type_hints(algorithms.get(name))
+        for field in dataclasses.fields(algorithms.get(name)):  # pyright: ignore[reportArgumentType]
+            choices = typing.get_args(hints[field.name])
+            if typing.get_origin(hints[field.name]) is Literal:
+                for choice in choices:
+                    algorithms.get(name)(**{field.name: choice})
+                with pytest.raises(InputError, match=rf"{field.name}='median' .*{choices[-1]}"):
+                    algorithms.get(name)(**{field.name: "median"})
 
     def test_documented(self, name):
         assert sys.modules[algorithms.get(name).__module__].__doc__

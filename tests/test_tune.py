@@ -8,25 +8,23 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 
 from finished_run import ENVIRONMENT, evaluations_without_clock, tiny_arrays, tree
+from scripted_world import World, make_dataset
 from sorl import algorithms, cli, jobs, tables
 from sorl.algorithms.sorl import SORL
-from sorl.data.dataset import Dataset
 from sorl.errors import InputError
-from sorl.evaluation import Evaluation, Evaluator
 from sorl.jobs import grid
 from sorl.jobs.comparison import Score, compare, write_table
 from sorl.jobs.grid import MOST_POINTS, Point, points_of, run_queue
 from sorl.runs import Run
-from sorl.types import Budget, Member
+from sorl.types import Budget
 
 pytest_plugins = ("run_fixtures",)
 
@@ -206,75 +204,6 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 # The queue. Training, files and signals are real; only data and episodes are stand-ins.
-
-
-class World:
-    """Stand-ins for the data and for the episodes, and what happens during them."""
-
-    def __init__(self) -> None:
-        self.dataset = make_dataset()
-        self.on_load: Callable[[], None] = lambda: None
-        self.on_evaluation: Callable[[], Any] = lambda: None
-        self.cleared = 0
-
-    def clear_caches(self) -> None:
-        self.cleared += 1
-
-    def load_dataset(self, environment: str, *, data: Any, tasks: Any) -> Dataset:
-        assert environment == ENVIRONMENT
-        self.on_load()
-        return self.dataset
-
-    def evaluate(
-        self,
-        evaluator: Evaluator,
-        policies: Any,
-        members: Sequence[Member],
-        *,
-        budgets: Sequence[Budget],
-        episodes: int,
-        seed: int,
-        on_progress: Any,
-    ) -> list[Evaluation]:
-        given = self.on_evaluation()
-        weights = np.asarray(policies.matrix)
-        return [
-            Evaluation(
-                member=member,
-                budget=budget,
-                episodes=episodes,
-                success=float(np.cos(weights[i].sum()) ** 2) if given is None else given[0],
-                episode_return=float(weights[i].sum()) if given is None else given[1],
-                length=1.0,
-                latency_ms=1.0,
-                act_ms=1.0,
-            )
-            for i, member in enumerate(members)
-            for budget in budgets
-        ]
-
-
-def make_dataset(shift: float = 0.0) -> Dataset:
-    arrays = tiny_arrays()
-    rewards, masks = (np.stack([arrays[name]] * 2) for name in ("rewards", "masks"))
-    observations = arrays["observations"] + np.float32(shift)
-    return Dataset.from_arrays(
-        observations, arrays["actions"], arrays["terminals"], rewards, masks, (1, 2)
-    )
-
-
-@pytest.fixture
-def world(tiny: None, monkeypatch: pytest.MonkeyPatch) -> World:
-    world = World()
-    for module in ("work", "grid"):
-        monkeypatch.setattr(f"sorl.jobs.{module}.load_dataset", world.load_dataset)
-
-    def evaluate(*arguments: Any, **options: Any) -> list[Evaluation]:
-        return world.evaluate(*arguments, **options)
-
-    monkeypatch.setattr(Evaluator, "evaluate", evaluate)
-    monkeypatch.setattr(jax, "clear_caches", world.clear_caches)  # compiling again takes long
-    return world
 
 
 def tiny_points(**values: Sequence[float]) -> list[Point]:
@@ -569,6 +498,7 @@ def test_the_table_on_disk(tmp_path: Path) -> None:
             "episodes": 30.0,
             "stopped": 1.0,
             "best": 1.0,
+            "own_budget": 0.0,
         }
     ]
     assert "success_of_last_3" in path.read_text().splitlines()[0]

@@ -6,7 +6,8 @@ Every function takes the algorithm and names of its fields. NaN fails every chec
 from __future__ import annotations
 
 import math
-from typing import Any
+import typing
+from typing import Any, Literal
 
 from sorl.errors import InputError
 
@@ -63,6 +64,18 @@ def check_layers(algorithm: object, name: str, *, may_be_empty: bool = False) ->
             f"{_place(algorithm, name)}={sizes} is not possible: give at least one layer, each of "
             "1 or more units."
         )
+
+
+def check_choices(algorithm: object) -> None:
+    """Raise `InputError` unless every field of a type such as `Literal["mean", "min"]` fits it."""
+    for name, kind in typing.get_type_hints(type(algorithm)).items():
+        choices = typing.get_args(kind) if typing.get_origin(kind) is Literal else None
+        value = getattr(algorithm, name, None)
+        if choices is not None and value not in choices:
+            raise InputError(
+                f"{_place(algorithm, name)}={value!r} is not possible: give one of "
+                f"{', '.join(map(str, choices))}."
+            )
 
 
 def _fields(algorithm: object, names: tuple[str, ...]) -> list[tuple[str, Any]]:

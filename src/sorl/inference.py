@@ -21,17 +21,17 @@ USUAL_BUDGETS = (Budget(1, 1), Budget(4, 1), Budget(4, 8))
 """Fast, more steps, and more candidates as well: what is evaluated where it can be served."""
 
 
-def servable_budgets(algorithm: AbstractAlgorithm[Any]) -> tuple[Budget, ...]:
-    """The budgets to evaluate where none are asked for, by steps and then best-of.
+def servable_budgets(
+    algorithm: AbstractAlgorithm[Any], budgets: Iterable[Budget] = USUAL_BUDGETS
+) -> tuple[Budget, ...]:
+    """The budgets to evaluate where an algorithm has a say in them, by steps and then best-of.
 
-    `USUAL_BUDGETS` and the algorithm's own `default_budget`, as far as the policy that these
+    `budgets` and the algorithm's own `default_budget`, as far as the policy that these
     hyperparameters give can serve them. Nothing is computed: the policy is only traced.
     """
     policy = policy_skeleton(algorithm)
     return tuple(
-        budget
-        for budget in sorted({*USUAL_BUDGETS, algorithm.default_budget})
-        if _serves(policy, budget)
+        budget for budget in sorted({*budgets, algorithm.default_budget}) if _serves(policy, budget)
     )
 
 

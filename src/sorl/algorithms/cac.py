@@ -45,6 +45,7 @@ from sorl.critic_policy import AbstractCriticPolicy, check_at_most
 from sorl.errors import InputError
 from sorl.hyperparameters import (
     check_at_least,
+    check_choices,
     check_discount,
     check_layers,
     check_not_negative,
@@ -135,6 +136,7 @@ class CAC(AbstractAlgorithm[CACState]):
                 f"CAC noise_levels={self.noise_levels} is too few for sampling_steps="
                 f"{self.sampling_steps}: give at least one more than that."
             )
+        check_choices(self)
         check_discount(self)
         check_layers(self, "hidden")
         check_positive(self, "learning_rate", "target_rate")

@@ -43,6 +43,7 @@ from sorl.flow_policy import FlowPolicy, flow_actions
 from sorl.flows import flow_matching_error
 from sorl.hyperparameters import (
     check_at_least,
+    check_choices,
     check_discount,
     check_layers,
     check_not_negative,
@@ -97,6 +98,7 @@ class FBRAC(AbstractAlgorithm[FBRACState]):
         """Check what the equations assume."""
         check_not_negative(self, "flow_matching_coef")
         check_at_least(self, 1, "flow_steps")
+        check_choices(self)
         check_discount(self)
         check_layers(self, "hidden")
         check_positive(self, "learning_rate", "target_rate")

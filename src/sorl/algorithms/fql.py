@@ -48,6 +48,7 @@ from sorl.flow_policy import flow_actions
 from sorl.flows import flow_matching_error
 from sorl.hyperparameters import (
     check_at_least,
+    check_choices,
     check_discount,
     check_layers,
     check_not_negative,
@@ -143,6 +144,7 @@ class FQL(AbstractAlgorithm[FQLState]):
         """Check what the equations assume."""
         check_not_negative(self, "distillation_coef")
         check_at_least(self, 1, "flow_steps")
+        check_choices(self)
         check_discount(self)
         check_layers(self, "hidden")
         check_layers(self, "actor_hidden", may_be_empty=True)

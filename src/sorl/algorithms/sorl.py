@@ -52,6 +52,7 @@ from sorl.flows import (
     stratified_levels,
 )
 from sorl.hyperparameters import (
+    check_choices,
     check_discount,
     check_layers,
     check_not_negative,
@@ -191,6 +192,7 @@ class SORL(AbstractAlgorithm[SORLState]):
                 f"SORL backprop_steps={self.backprop_steps} is more than discretization="
                 f"{self.discretization}: the Q loss can only use step sizes that are trained."
             )
+        check_choices(self)
         check_discount(self)
         check_layers(self, "hidden")
         check_layers(self, "actor_hidden", may_be_empty=True)

@@ -60,6 +60,7 @@ from sorl.diffusion import VariancePreserving, noise_prediction_error
 from sorl.gaussian import DirectActor, ScoredGaussianPolicy
 from sorl.hyperparameters import (
     check_between_0_and_1,
+    check_choices,
     check_discount,
     check_layers,
     check_not_negative,
@@ -126,6 +127,7 @@ class SRPO(AbstractAlgorithm[SRPOState]):
         """Check what the equations assume."""
         check_not_negative(self, "sampling_std")
         check_between_0_and_1(self, "expectile")
+        check_choices(self)
         check_discount(self)
         check_layers(self, "hidden")
         check_positive(self, "temperature", "learning_rate", "target_rate")

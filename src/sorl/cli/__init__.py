@@ -1,4 +1,4 @@
-"""The command line: `sorl generate`, `train`, `tune`, `resume`, `evaluate`, `report`, `info`.
+"""The command line: one file for each of its commands.
 
 Each command is a thin file of its own and imports what it needs only when it runs, so that
 `sorl --help` answers at once.
@@ -22,6 +22,7 @@ COMMANDS = {
     "generate": "make an OGBench data set from scripted experts, without a download",
     "train": "train an algorithm on logged data, all tasks and seeds together",
     "tune": "train at every point of a small grid of hyperparameters and compare them",
+    "compare": "train several algorithms on the same data and compare them",
     "resume": "go on with a run that was stopped or killed",
     "evaluate": "roll a run's policies out at any budgets",
     "report": "draw one or more runs as a single HTML page",
@@ -60,7 +61,7 @@ def run(arguments: Sequence[str]) -> int:
     if name not in COMMANDS:
         print(f"sorl: there is no command {name!r}: use {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
-    if name in ("train", "tune", "resume"):
+    if name in ("train", "tune", "compare", "resume"):
         platform.prepare()
     try:
         with _plain_warnings(name):

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import io
 import math
-import typing
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 from rich.box import SIMPLE_HEAD
@@ -19,6 +15,7 @@ from rich.text import Text
 
 from sorl.algorithm import AbstractAlgorithm
 from sorl.cli.train import Command, Options, prepared, run_for_algorithm
+from sorl.cli.values import read_value
 from sorl.errors import InputError
 from sorl.inference import servable_budgets
 from sorl.jobs.comparison import Score, compare, write_table
@@ -95,8 +92,6 @@ def _tune(
 
 def _parsed(grid: Sequence[str], algorithm: AbstractAlgorithm[Any]) -> dict[str, list[Any]]:
     """The values of each hyperparameter; an unknown one's stay text, `points_of` refuses it."""
-    hints = typing.get_type_hints(type(algorithm))
-    types = {field.name: hints[field.name] for field in dataclasses.fields(algorithm)}  # pyright: ignore[reportArgumentType]
     parsed: dict[str, list[Any]] = {}
     for given in grid:
         name, equals, values = given.partition("=")
@@ -108,29 +103,10 @@ def _parsed(grid: Sequence[str], algorithm: AbstractAlgorithm[Any]) -> dict[str,
             )
         if name in parsed:
             raise InputError(f"--grid names {name} twice: give all of its values at once.")
-        kind = types.get(name, str)
-        parsed[name] = [_value(name, kind, value.strip()) for value in values.split(",")]
+        parsed[name] = [
+            read_value("--grid", type(algorithm), name, value) for value in values.split(",")
+        ]
     return parsed
-
-
-def _value(name: str, kind: Any, given: str) -> Any:
-    """A value as the option of `sorl train` would read it; entries of a tuple are joined by x."""
-    words = given.split("x") if typing.get_origin(kind) is tuple else [given]
-    try:
-        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-            return tyro.cli(kind, args=words)
-    except SystemExit:
-        raise InputError(
-            f"--grid {name}: {given!r} is not possible, give {_wanted(kind)}."
-        ) from None
-
-
-def _wanted(kind: Any) -> str:
-    if typing.get_origin(kind) is Literal:
-        return f"one of {', '.join(map(str, typing.get_args(kind)))}"
-    if typing.get_origin(kind) is tuple:
-        return "values joined by x, such as 256x256"
-    return {float: "a number", int: "a whole number", bool: "True or False"}.get(kind, str(kind))
 
 
 def _print(scores: Sequence[Score]) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from sorl import files, tables
 from sorl.jobs.grid import Point, stopped_members, text
 from sorl.jobs.job import Job
 from sorl.report.results import LAST, Results, Values, read
-from sorl.report.statistics import mean
+from sorl.report.statistics import bootstrap, mean
 from sorl.types import Budget
 
 
@@ -38,6 +39,10 @@ class Score:
         stopped: members whose training was stopped because it diverged; their last good state is
             what was scored.
         best: whether no point of the grid is better at this budget, and not all are alike.
+        low: lower end of the 95% bootstrap interval over seeds of `success_of_last`, or of
+            `success` where there are fewer than three evaluations; NaN with a single seed.
+        high: its upper end.
+        latency_ms: median milliseconds of one decision.
     """
 
     point: Point
@@ -52,10 +57,18 @@ class Score:
     episodes: int
     stopped: int
     best: bool = False
+    low: float = math.nan
+    high: float = math.nan
+    latency_ms: float = math.nan
+
+    @property
+    def own(self) -> bool:
+        """Whether the budget is what the method does by itself."""
+        return self.budget == self.point.algorithm.default_budget
 
 
 def compare(out: Path | str, points: Sequence[Point], job: Job) -> list[Score]:
-    """Scores of points that have ended, ordered by point, then by budget.
+    """Scores of points that have ended, ordered by point, then by budget; each at its own budgets.
 
     The best point of a budget has the highest mean success over the last three evaluations, or at
     the last one unless every point has three; of points alike in this, the highest return.
@@ -64,11 +77,16 @@ def compare(out: Path | str, points: Sequence[Point], job: Job) -> list[Score]:
         InputError: a run cannot be read.
     """
     runs = read([Path(out) / point.name for point in points]) if points else []
-    marked = [
-        _mark_best([_score(*pair, budget, job) for pair in zip(points, runs, strict=True)])
-        for budget in job.budgets
-    ]
-    return [score for scores in zip(*marked, strict=True) for score in scores]
+    budgets = {point.name: point.job(job).budgets for point in points}
+    scores: dict[tuple[str, Budget], Score] = {}
+    for budget in dict.fromkeys(itertools.chain.from_iterable(budgets.values())):
+        found = [
+            _score(point, run, budget, job)
+            for point, run in zip(points, runs, strict=True)
+            if budget in budgets[point.name]
+        ]
+        scores |= {(score.point.name, budget): score for score in _mark_best(found)}
+    return [scores[point.name, budget] for point in points for budget in budgets[point.name]]
 
 
 def write_table(path: Path | str, scores: Iterable[Score]) -> None:
@@ -97,6 +115,12 @@ def _score(point: Point, run: Results, budget: Budget, job: Job) -> Score:
     def over_members(values: Callable[[str, int], Values], measure: str) -> float:
         return math.nan if place is None else float(mean(values(measure, place)))
 
+    low = high = math.nan
+    if place is not None:
+        successes = found.mean_of_last("success", place)
+        if np.isnan(successes).all():
+            successes = found.last("success", place)
+        _, low, high = map(float, bootstrap(successes))
     return Score(
         point=point,
         budget=budget,
@@ -109,6 +133,9 @@ def _score(point: Point, run: Results, budget: Budget, job: Job) -> Score:
         updates=job.updates,
         episodes=0 if place is None else int(np.nansum(found.last("episodes", place))),
         stopped=len(stopped_members(run.config, run.events)),
+        low=low,
+        high=high,
+        latency_ms=over_members(found.last, "latency_ms"),
     )
 
 
@@ -142,11 +169,18 @@ def _row(score: Score) -> dict[str, Any]:
         "point": score.point.name,
         **{name: text(value) for name, value in score.point.values.items()},
         "budget": str(score.budget),
-        **{name: "" if math.isnan(value) else value for name, value in measured.items()},
+        **_cells(measured),
         "tasks": score.tasks,
         "seeds": score.seeds,
         "updates": score.updates,
         "episodes": score.episodes,
         "stopped": score.stopped,
         "best": score.best,
+        "own_budget": score.own,
+        **_cells({"low": score.low, "high": score.high, "latency_ms": score.latency_ms}),
     }
+
+
+def _cells(values: Mapping[str, float]) -> dict[str, float | str]:
+    """Numbers as cells of a table; what is not known is an empty one."""
+    return {name: "" if math.isnan(value) else value for name, value in values.items()}

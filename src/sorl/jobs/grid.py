@@ -1,11 +1,13 @@
-"""A small grid of hyperparameters as a queue of runs; `sorl.jobs.comparison` tells what they reach.
+"""A small grid, of hyperparameters or of algorithms, as a queue of runs.
 
-It is a queue and not one program mapped over the points, because hyperparameters are static: they
-are constants of the compiled program and decide what it computes (layers, steps, branches), not
-only with which numbers. So every point is a program of its own, and the points follow one another.
-What can share a program does: the tasks and seeds of one point train together, as in any run.
+`sorl.jobs.comparison` tells what they reach. It is a queue and not one program mapped over the
+points, because hyperparameters are static: they are constants of the compiled program and decide
+what it computes (layers, steps, branches), not only with which numbers. So every point is a program
+of its own, and the points follow one another. What can share a program does: the tasks and seeds of
+one point train together, as in any run.
 
-    out/alpha=0.1,discount=0.99/    an ordinary run, one for each point
+    out/alpha=0.1,discount=0.99/    an ordinary run, one for each point of hyperparameters
+    out/sorl/                       the same, one for each algorithm
 
 A queue that was stopped goes on with `run_queue` and the same arguments: runs that have ended are
 kept, one that was begun is resumed.
@@ -24,18 +26,18 @@ from typing import Any
 
 import jax
 
-from sorl import checkpoint, files
+from sorl import algorithms, checkpoint, files
 from sorl.algorithm import AbstractAlgorithm
 from sorl.console import Display
 from sorl.data.sources import load_dataset
 from sorl.errors import InputError
-from sorl.inference import check_budgets, policy_skeleton
+from sorl.inference import check_budgets, policy_skeleton, servable_budgets
 from sorl.interruption import Interruption, StoppedError
 from sorl.jobs.job import EXECUTION, Job, config_of
 from sorl.jobs.work import start
 from sorl.runs import INCIDENTAL, Run, check_same_config
 from sorl.training import members_of
-from sorl.types import Member
+from sorl.types import Budget, Member
 
 MOST_POINTS = 64
 
@@ -47,17 +49,21 @@ class Point:
     """One point of a grid.
 
     Attributes:
-        values: its value of each hyperparameter of the grid.
+        name: its name and that of its run's folder, for example `alpha=0.1,discount=0.99`.
+        values: what tells it from the other points: its value of each hyperparameter of the grid,
+            or the name of its algorithm.
         algorithm: the learning rule with these values.
+        budgets: what it is evaluated at; None means the budgets of the job.
     """
 
+    name: str
     values: Mapping[str, Any]
     algorithm: AbstractAlgorithm[Any]
+    budgets: tuple[Budget, ...] | None = None
 
-    @property
-    def name(self) -> str:
-        """Name of the point and of its run's folder, for example `alpha=0.1,discount=0.99`."""
-        return ",".join(f"{name}={text(value)}" for name, value in self.values.items())
+    def job(self, job: Job) -> Job:
+        """The job of this point, given that of the whole grid."""
+        return job if self.budgets is None else dataclasses.replace(job, budgets=self.budgets)
 
 
 def points_of(algorithm: AbstractAlgorithm[Any], grid: Mapping[str, Sequence[Any]]) -> list[Point]:
@@ -97,7 +103,11 @@ def points_of(algorithm: AbstractAlgorithm[Any], grid: Mapping[str, Sequence[Any
         dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())
     )
     points = [
-        Point(values, dataclasses.replace(algorithm, **values))  # pyright: ignore[reportArgumentType]
+        Point(
+            ",".join(f"{name}={text(value)}" for name, value in values.items()),
+            values,
+            dataclasses.replace(algorithm, **values),  # pyright: ignore[reportArgumentType]
+        )
         for values in combinations
     ]
     for point in points:
@@ -106,6 +116,31 @@ def points_of(algorithm: AbstractAlgorithm[Any], grid: Mapping[str, Sequence[Any
                 f"The point {point.name!r} cannot name a folder: use short values without slashes."
             )
     return points
+
+
+def points_of_algorithms(
+    chosen: Sequence[AbstractAlgorithm[Any]], budgets: Iterable[Budget] = ()
+) -> list[Point]:
+    """A point for each algorithm, named after it.
+
+    Args:
+        chosen: the algorithms, each kind once.
+        budgets: what each is evaluated at where its policy can serve it, beside the algorithm's
+            own `default_budget`.
+
+    Raises:
+        InputError: an algorithm is there twice, or none at all.
+    """
+    names = [algorithms.name_of(algorithm) for algorithm in chosen]
+    repeated = [name for place, name in enumerate(names) if name in names[:place]]
+    if repeated:
+        raise InputError(f"The algorithm {repeated[0]} is named twice: name it once.")
+    if not names:
+        raise InputError("There is nothing to compare: name at least one algorithm.")
+    return [
+        Point(name, {"algorithm": name}, algorithm, servable_budgets(algorithm, budgets))
+        for name, algorithm in zip(names, chosen, strict=True)
+    ]
 
 
 def run_queue(
@@ -118,7 +153,7 @@ def run_queue(
 
     Args:
         out: folder of the runs; new, empty, or that of the same queue.
-        points: points of one grid.
+        points: points of one grid, of names that differ.
         job: what to train at each of them, with an environment to compare them in.
         quiet: print nothing.
 
@@ -138,15 +173,15 @@ def run_queue(
         with stop.handled(), stop.skippable():
             _check(out, points, job)
             for number, point in enumerate(points, start=1):
-                folder = out / point.name
-                if not _ended(folder, job):
+                folder, own = out / point.name, point.job(job)
+                if not _ended(folder, own):
                     display.say(f"Point {number} of {len(points)}: {point.name}")
-                    _train(folder, point, job, display, quiet=quiet)
-                if not _ended(folder, job):
+                    _train(folder, point, own, display, quiet=quiet)
+                if not _ended(folder, own):
                     break  # the user stopped it
     except StoppedError:
         pass
-    return [point for point in points if _ended(out / point.name, job)]
+    return [point for point in points if _ended(out / point.name, point.job(job))]
 
 
 def text(value: Any) -> str:
@@ -169,7 +204,7 @@ def _check(out: Path, points: Sequence[Point], job: Job) -> None:
         )
     for point in points:
         try:
-            check_budgets(policy_skeleton(point.algorithm), job.budgets)
+            check_budgets(policy_skeleton(point.algorithm), point.job(job).budgets)
         except InputError as error:
             raise InputError(f"{point.name}: {error}") from error
     folders = [out / point.name for point in points]
@@ -186,7 +221,7 @@ def _check(out: Path, points: Sequence[Point], job: Job) -> None:
         return
     dataset = load_dataset(job.environment, data=job.data, tasks=job.tasks)
     for folder, point in begun:
-        config = config_of(point.algorithm, job, dataset)
+        config = config_of(point.algorithm, point.job(job), dataset)
         try:
             check_same_config(Run.open(folder).config, config, ignored=(*INCIDENTAL, EXECUTION))
         except InputError as error:
