@@ -25,6 +25,7 @@ from sorl.algorithm import AbstractScoredPolicy
 from sorl.data.names import EnvironmentName
 from sorl.environments import make_environment
 from sorl.evaluation import Evaluator
+from sorl.losses import Aggregation
 from sorl.types import Budget, Member
 
 
@@ -34,6 +35,7 @@ class RandomPolicy(AbstractScoredPolicy):
     velocity: eqx.nn.MLP
     critics: tuple[eqx.nn.MLP, eqx.nn.MLP]
     action_size: int = eqx.field(static=True)
+    aggregation: Aggregation = eqx.field(static=True)
 
     def __init__(
         self,
@@ -56,6 +58,7 @@ class RandomPolicy(AbstractScoredPolicy):
         )
         self.critics = (first, second)
         self.action_size = action_size
+        self.aggregation = "mean"
 
     def check_steps(self, steps: int) -> None:
         pass
@@ -69,15 +72,15 @@ class RandomPolicy(AbstractScoredPolicy):
             x = x + self.velocity(jnp.concatenate([observation, x, time_and_steps])) / steps
         return jnp.clip(x, -1, 1)
 
-    def score(
+    def values(
         self,
         observation: Float[Array, " observation_size"],
         action: Float[Array, " action_size"],
         *,
         steps: int,
-    ) -> Float[Array, ""]:
+    ) -> Float[Array, " heads"]:
         inputs = jnp.concatenate([observation, action, jnp.asarray([float(steps)])])
-        return jnp.mean(jnp.stack([critic(inputs) for critic in self.critics]))
+        return jnp.stack([critic(inputs) for critic in self.critics])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,8 @@ from sorl import algorithms, checkpoint
 from sorl.algorithm import AbstractAlgorithm, AbstractScoredPolicy
 from sorl.deployment.policy import Policy, save_policy
 from sorl.errors import InputError
-from sorl.inference import act, candidates
+from sorl.inference import act
+from sorl.samplers import draw
 from sorl.training import Snapshot, TrainingState, initial_state, train
 from sorl.types import Budget, Spec
 
@@ -261,7 +262,7 @@ def test_best_of_n_for_a_batch_equals_one_by_one(trained, batch):
     keys = jax.random.split(jax.random.key(batch), batch)
     together = jax.vmap(lambda s, key: act(policy, s, budget=budget, key=key))(observations, keys)
     for i in range(batch):
-        drawn = candidates(policy, observations[i], budget=budget, key=keys[i])
+        drawn = draw(policy, observations[i], budget=budget, key=keys[i])
         scores = [
             float(policy.score(observations[i], action, steps=budget.steps)) for action in drawn
         ]

@@ -33,14 +33,14 @@ def run(*arguments: object) -> int:
 
 
 def test_a_point_for_each_algorithm_at_its_own_budget_and_those_it_can_serve() -> None:
-    chosen = [BC(), FQL(), IFQL(), SORL(discretization=4, backprop_steps=4)]
-    points = points_of_algorithms(chosen, [Budget(1, 1), Budget(8, 1), Budget(2, 3)])
+    chosen = [BC(), FQL(), IFQL(), SORL()]
+    points = points_of_algorithms(chosen, [Budget(1, 1), Budget(6, 1), Budget(2, 3)])
     assert [point.name for point in points] == ["bc", "fql", "ifql", "sorl"]
     assert [point.algorithm for point in points] == chosen
     assert [point.budgets for point in points] == [
         (Budget(1, 1),),
         (Budget(1, 1),),  # FQL acts in one pass
-        (Budget(1, 1), Budget(2, 3), Budget(8, 1), Budget(10, 32)),
+        (Budget(1, 1), Budget(2, 3), Budget(6, 1), Budget(10, 32)),
         (Budget(1, 1), Budget(2, 3), Budget(4, 1)),
     ]
     assert [point.budgets for point in points_of_algorithms([IFQL()])] == [(Budget(10, 32),)]

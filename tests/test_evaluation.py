@@ -21,8 +21,11 @@ from sorl.data.names import EnvironmentName
 from sorl.environments import make_environment
 from sorl.errors import InputError, WorkerError
 from sorl.evaluation import Evaluation, Evaluator, evaluate, rollout_frames
+from sorl.inference import USUAL, Strategy
+from sorl.losses import Aggregation
 from sorl.rollouts import LANES, GroupActor, episode_seed
 from sorl.types import Budget, Member
+from sorl.verifiers import Verifier
 
 REACH = "tiny_environments:Reach-v0"
 BUDGETS = [Budget(1, 1), Budget(2, 3)]
@@ -36,6 +39,7 @@ class Homing(AbstractScoredPolicy):
     network: eqx.nn.MLP
     critic: eqx.nn.MLP
     gain: Float[Array, ""]
+    aggregation: Aggregation = eqx.field(static=True, default="mean")
 
     def __init__(
         self, key: PRNGKeyArray, observation_size: int = 3, action_size: int = 2, width: int = 16
@@ -59,14 +63,15 @@ class Homing(AbstractScoredPolicy):
             x = x + self.network(jnp.concatenate([observation, x])) / steps
         return jnp.clip(0.3 * x - self.gain * observation[: x.size], -1, 1)
 
-    def score(
+    def values(
         self,
         observation: Float[Array, " observation_size"],
         action: Float[Array, " action_size"],
         *,
         steps: int,
-    ) -> Float[Array, ""]:
-        return self.critic(jnp.concatenate([observation, action]))
+    ) -> Float[Array, " heads"]:
+        value = self.critic(jnp.concatenate([observation, action]))
+        return jnp.stack([value, value - 2 * jnp.abs(action[0])])
 
 
 class Blind(AbstractPolicy):
@@ -125,8 +130,10 @@ def judge(policy: Homing, observation: Any, action: Any, steps: int) -> Array:
 
 
 @eqx.filter_jit
-def act_alone(policy: Homing, observation: Array, key: PRNGKeyArray, budget: Budget) -> Array:
-    return inference.act(policy, observation, budget=budget, key=key)
+def act_alone(
+    policy: Homing, observation: Array, key: PRNGKeyArray, budget: Budget, strategy: Strategy
+) -> Array:
+    return inference.act(policy, observation, budget=budget, strategy=strategy, key=key)
 
 
 @settings(deadline=None, max_examples=10)
@@ -158,7 +165,14 @@ def test_batched_best_of_equals_one_observation_at_a_time(
         assert values[chosen] >= max(values) - 1e-5
 
 
-def by_hand(policy: Homing, member: Member, budget: Budget, episode: int, seed: int) -> Any:
+def by_hand(
+    policy: Homing,
+    member: Member,
+    budget: Budget,
+    episode: int,
+    seed: int,
+    strategy: Strategy = USUAL,
+) -> Any:
     """One episode in this process, one observation at a time."""
     environment = make_environment(REACH)
     random: Any = np.random
@@ -171,7 +185,7 @@ def by_hand(policy: Homing, member: Member, budget: Budget, episode: int, seed: 
         key = jax.random.key(seed)
         for number in (member.task, member.seed, episode, length):
             key = jax.random.fold_in(key, number)
-        action = act_alone(policy, jnp.asarray(observation, jnp.float32), key, budget)
+        action = act_alone(policy, jnp.asarray(observation, jnp.float32), key, budget, strategy)
         observation, reward, terminated, truncated, info = environment.step(np.asarray(action))
         total, length, done = total + float(reward), length + 1, terminated or truncated
     random.set_bit_generator(before)
@@ -191,6 +205,24 @@ def test_scores_are_those_of_a_plain_loop() -> None:
         np.testing.assert_allclose((row.success, row.episode_return, row.length), expected)
         assert row.latency_ms > 0
         assert row.act_ms > 0
+
+
+def test_a_strategy_reaches_every_decision() -> None:
+    policies, member, budget = stacked(1), MEMBERS[0], Budget(2, 5)
+    strategy = Strategy("spread", Verifier("min"))
+    key, nowhere = jax.random.key(0), jnp.zeros(3)
+    usual, other = (
+        np.asarray(act_alone(one(policies, 0), nowhere, key, budget, how))
+        for how in (USUAL, strategy)
+    )
+    assert not np.array_equal(usual, other), "on this problem the two differ"
+    settings: Any = {"budgets": [budget], "episodes": 3, "workers": 1, "seed": 3}
+    [row] = evaluate(policies, [member], REACH, strategy=strategy, **settings)
+    policy = one(policies, 0)
+    expected = np.mean([by_hand(policy, member, budget, e, 3, strategy) for e in range(3)], 0)
+    np.testing.assert_allclose((row.success, row.episode_return, row.length), expected)
+    with pytest.raises(InputError, match="Homing cannot take its candidates back"):
+        evaluate(policies, [member], REACH, strategy=Strategy("renoise"), **settings)
 
 
 def test_scores_do_not_depend_on_workers_slots_members_or_budgets() -> None:

@@ -57,6 +57,19 @@ def test_actions_of_rows_equal_numpy(rng, velocity, steps):
     assert np.abs(exact).max() == 1  # something was clipped
 
 
+@pytest.mark.parametrize(("start", "steps"), [(0, 3), (1, 2), (5, 10)])
+def test_renoising_enters_the_path_in_the_middle(rng, velocity, start, steps):
+    s, a, key = rng.normal(size=4), rng.uniform(-1, 1, 3), jax.random.key(steps)
+    noise, t = np.asarray(jax.random.normal(key, (3,)), np.float64), start / steps
+    x = (1 - t) * noise + t * a
+    for i in range(start, steps):
+        x = x + slow.mlp(velocity.mlp, np.concatenate([s, x, [i / steps]])) / steps
+    found = policy_with(velocity, "mean").renoise(
+        jnp.asarray(s, jnp.float32), jnp.asarray(a, jnp.float32), start=start, steps=steps, key=key
+    )
+    np.testing.assert_allclose(found, np.clip(x, -1, 1), atol=1e-4)
+
+
 def test_gradient_runs_through_every_step(velocity):
     """Against differences of the slow path, for the weightiest entry of each layer."""
     s, noise, direction = np.full(4, 0.3), np.array([0.1, -0.2, 0.4]), np.array([1.0, -2.0, 0.5])

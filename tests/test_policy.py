@@ -24,6 +24,7 @@ from sorl.algorithm import AbstractAlgorithm, AbstractPolicy, AbstractScoredPoli
 from sorl.deployment import storage
 from sorl.deployment.policy import Policy, load_stacked, save_policy
 from sorl.errors import InputError
+from sorl.losses import Aggregation
 from sorl.types import Budget, Member, Spec
 
 SPEC = Spec(observation_size=3, action_size=2)
@@ -49,6 +50,7 @@ class Judged(AbstractScoredPolicy):
     """The same with a verifier that likes actions near a place that depends on the observation."""
 
     noisy: Noisy
+    aggregation: Aggregation = eqx.field(static=True)
 
     def check_steps(self, steps: int) -> None:
         self.noisy.check_steps(steps)
@@ -56,8 +58,9 @@ class Judged(AbstractScoredPolicy):
     def sample(self, observation: jax.Array, *, steps: int, key: jax.Array) -> jax.Array:
         return self.noisy.sample(observation, steps=steps, key=key)
 
-    def score(self, observation: jax.Array, action: jax.Array, *, steps: int) -> jax.Array:
-        return -jnp.sum((action - jnp.sin(7 * observation[:2])) ** 2)
+    def values(self, observation: jax.Array, action: jax.Array, *, steps: int) -> jax.Array:
+        value = -jnp.sum((action - jnp.sin(7 * observation[:2])) ** 2)
+        return jnp.stack([value, 3 * value + action[0]])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +80,7 @@ class Tiny(AbstractAlgorithm[Any]):
         raise NotImplementedError
 
     def policy(self, state: Any) -> AbstractPolicy:
-        return Judged(state) if self.critic else state
+        return Judged("mean", state) if self.critic else state
 
 
 @pytest.fixture(autouse=True)
@@ -170,8 +173,10 @@ def test_a_policy_of_sorl_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     expected = act_alone(policy, jnp.asarray(observation), Budget(4, 8), key)
     found = loaded.act(observation, steps=4, best_of=8, key=key)
     np.testing.assert_allclose(found, expected, atol=1e-6)
-    with pytest.raises(InputError, match="8 sampling steps"):
-        loaded.act(observation, steps=8)
+    with pytest.raises(InputError, match="6 sampling steps"):
+        loaded.act(observation, steps=6)
+    decision = loaded.act_info(observation, steps=4, best_of=8, sampler="renoise", key=key)
+    assert decision.candidates.shape == (8, 2)
 
 
 def test_saving_again_replaces_the_whole(folder: Path) -> None:
@@ -558,3 +563,56 @@ def test_policies_of_different_updates_are_not_stacked(run: Path) -> None:
     save(run / "policy" / str(member), member=member, update=200)
     with pytest.raises(InputError, match=r"different updates \(100, 200\).*`sorl resume"):
         load_stacked(run)
+
+
+# --- what a decision was chosen from ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampler", ["independent", "spread"])
+@pytest.mark.parametrize("leading", [(), (1,), (3,), (2, 3)])
+def test_a_decision_tells_what_it_was_chosen_from(
+    folder: Path, sampler: Any, leading: tuple[int, ...]
+) -> None:
+    policy = Policy.load(folder)
+    observations = np.random.default_rng(0).normal(size=(*leading, 3)).astype(np.float32)
+    asked: Any = {"steps": 4, "best_of": 5, "sampler": sampler, "verifier": "mean-0.5std"}
+    found = policy.act_info(observations, **asked, key=3)
+    assert found.action.shape == (*leading, 2)
+    assert found.candidates.shape == (*leading, 5, 2)
+    assert found.scores.shape == found.steps.shape == (*leading, 5)
+    assert found.chosen.shape == leading
+    for place in np.ndindex(leading):
+        assert found.chosen[place] == np.argmax(found.scores[place])
+        np.testing.assert_array_equal(
+            found.action[place], found.candidates[place][found.chosen[place]]
+        )
+        for action, score, steps in zip(
+            found.candidates[place], found.scores[place], found.steps[place], strict=True
+        ):
+            module: Any = policy.module
+            values = np.asarray(module.values(observations[place], action, steps=int(steps)))
+            assert score == pytest.approx(values.mean() - 0.5 * values.std(), abs=1e-5)
+    np.testing.assert_allclose(policy.act(observations, **asked, key=3), found.action, atol=1e-6)
+
+
+def test_another_verifier_chooses_another_action(folder: Path) -> None:
+    policy = Policy.load(folder)
+    observations = np.random.default_rng(1).normal(size=(20, 3))
+    own = policy.act(observations, best_of=8, key=0)
+    assert np.array_equal(own, policy.act(observations, best_of=8, verifier="mean", key=0))
+    assert not np.array_equal(own, policy.act(observations, best_of=8, verifier="min", key=0))
+
+
+def test_decisions_that_cannot_be_told(tmp_path: Path, folder: Path) -> None:
+    save(tmp_path / "blind", algorithm=Tiny(critic=False))
+    with pytest.raises(InputError, match="Noisy has no critic, so there are no scores"):
+        Policy.load(tmp_path / "blind").act_info(np.ones(3))
+    policy = Policy.load(folder)
+    with pytest.raises(InputError, match="give at least one"):
+        policy.act_info(np.ones((0, 3)))
+    with pytest.raises(InputError, match="'max' cannot be read"):
+        policy.act(np.ones(3), best_of=2, verifier="max")
+    with pytest.raises(InputError, match="Judged cannot take its candidates back"):
+        policy.act(np.ones(3), best_of=2, sampler="renoise")
+    with pytest.raises(InputError, match="not finite"):
+        policy.act_info(np.full(3, np.nan))

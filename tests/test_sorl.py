@@ -269,10 +269,43 @@ def test_policy_samples_and_scores_as_numpy_does(rng):
         np.testing.assert_allclose(score, expected, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("steps", [0, 3, 6, 16])
-def test_steps_that_were_not_trained_are_refused(steps):
+@pytest.mark.parametrize("steps", [16, 32])
+def test_above_what_was_trained_the_finest_velocity_and_the_last_critic_are_asked(rng, steps):
+    sorl = algorithm(discretization=4, backprop_steps=2)
+    state = trained_state(sorl)
+    policy = sorl.policy(state)
+    s, key = rng.normal(size=4), jax.random.key(steps)
+    x = np.asarray(jax.random.normal(key, (3,)), np.float64)
+    for i in range(steps):
+        x = x + slow.velocity(state.actor, s, x, i / steps, 2.0) / steps
+    action = policy.sample(jnp.asarray(s, jnp.float32), steps=steps, key=key)
+    np.testing.assert_allclose(action, np.clip(x, -1, 1), atol=1e-4)
+    # The critic reads 1 or 2 steps, and 2 for every policy of more.
+    for asked, read in ((1, 1.0), (2, 2.0), (4, 2.0), (steps, 2.0)):
+        values = policy.values(jnp.asarray(s, jnp.float32), action, steps=asked)
+        expected = slow.q_values(state.critic, s, np.asarray(action, np.float64), read)
+        np.testing.assert_allclose(values, expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(("start", "steps"), [(0, 4), (1, 2), (2, 4), (4, 8), (6, 8)])
+def test_renoising_enters_the_path_in_the_middle(rng, start, steps):
     sorl = algorithm()
-    with pytest.raises(InputError, match="trained with step sizes"):
+    state = trained_state(sorl)
+    s, a, key = rng.normal(size=4), rng.uniform(-1, 1, 3), jax.random.key(steps)
+    noise, t = np.asarray(jax.random.normal(key, (3,)), np.float64), start / steps
+    x = (1 - (1 - E) * t) * noise + t * a
+    for i in range(start, steps):
+        x = x + slow.velocity(state.actor, s, x, i / steps, math.log2(steps)) / steps
+    found = sorl.policy(state).renoise(
+        jnp.asarray(s, jnp.float32), jnp.asarray(a, jnp.float32), start=start, steps=steps, key=key
+    )
+    np.testing.assert_allclose(found, np.clip(x, -1, 1), atol=1e-4)
+
+
+@pytest.mark.parametrize("steps", [0, 3, 6, 256])
+def test_steps_that_no_step_size_fits_are_refused(steps):
+    sorl = algorithm()
+    with pytest.raises(InputError, match="power of two up to 128"):
         sorl.policy(trained_state(sorl)).check_steps(steps)
 
 

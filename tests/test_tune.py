@@ -186,7 +186,7 @@ def test_values_and_presets_reach_the_points(
     # Without --budgets: what every point can serve.
     grids = "--backprop-steps 2 --grid discretization=2,8"
     assert run(*command.split(), *grids.split(), "--out", tmp_path) == 0
-    assert queued[1][2].budgets == (Budget(1, 1),)
+    assert queued[1][2].budgets == (Budget(1, 1), Budget(4, 1), Budget(4, 8))
     assert run(*command.split(), *grids.split(), "--out", tmp_path, "--budgets", "2x3", "2x3") == 0
     assert queued[2][2].budgets == (Budget(2, 3),)
 

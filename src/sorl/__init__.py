@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from sorl.deployment.policy import Policy, load_stacked
     from sorl.errors import InputError
     from sorl.evaluation import evaluate
+    from sorl.inference import Strategy
     from sorl.jobs.job import Job
     from sorl.report.page import write_report
     from sorl.runs import Run
     from sorl.training import train
     from sorl.types import Budget, Member, Spec, Transition
+    from sorl.verifiers import Verifier
 
 __version__ = "0.1.0"
 
@@ -35,7 +37,9 @@ _HOMES = {
     "Policy": "sorl.deployment.policy",
     "Run": "sorl.runs",
     "Spec": "sorl.types",
+    "Strategy": "sorl.inference",
     "Transition": "sorl.types",
+    "Verifier": "sorl.verifiers",
     "evaluate": "sorl.evaluation",
     "generate": "sorl.data.generate",
     "load_dataset": "sorl.data.sources",
@@ -54,7 +58,9 @@ __all__ = [
     "Policy",
     "Run",
     "Spec",
+    "Strategy",
     "Transition",
+    "Verifier",
     "__version__",
     "evaluate",
     "generate",

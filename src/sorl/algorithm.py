@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import equinox as eqx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from sorl.losses import Aggregation, aggregate
 from sorl.types import Budget, Spec, Transition
 
 State = TypeVar("State")
@@ -34,9 +35,24 @@ class AbstractPolicy(eqx.Module):
 
 
 class AbstractScoredPolicy(AbstractPolicy):
-    """A policy with a verifier, so that best-of-N is possible."""
+    """A policy with a critic, so that best-of-N is possible.
+
+    Attributes:
+        aggregation: how the method itself combines the critic's heads into one score.
+    """
+
+    aggregation: eqx.AbstractVar[Aggregation]
 
     @abc.abstractmethod
+    def values(
+        self,
+        observation: Float[Array, " observation_size"],
+        action: Float[Array, " action_size"],
+        *,
+        steps: int,
+    ) -> Float[Array, " heads"]:
+        """Value of taking `action`, which the policy drew in `steps` steps, by every head."""
+
     def score(
         self,
         observation: Float[Array, " observation_size"],
@@ -44,7 +60,28 @@ class AbstractScoredPolicy(AbstractPolicy):
         *,
         steps: int,
     ) -> Float[Array, ""]:
-        """Value of taking `action`, which the policy drew in `steps` steps; higher is better."""
+        """The values combined as the method does by itself; higher is better."""
+        return aggregate(self.values(observation, action, steps=steps), self.aggregation)
+
+
+class AbstractRenoisingPolicy(AbstractScoredPolicy):
+    """A scored policy whose way from noise to action can be entered in the middle."""
+
+    @abc.abstractmethod
+    def renoise(
+        self,
+        observation: Float[Array, " observation_size"],
+        action: Float[Array, " action_size"],
+        *,
+        start: int,
+        steps: int,
+        key: PRNGKeyArray,
+    ) -> Float[Array, " action_size"]:
+        """Mix noise into `action` up to the place of step `start` and take the rest of the steps.
+
+        With `start` 0 nothing is left of the action: that is `sample`. The work is that of
+        `steps - start` steps.
+        """
 
 
 class AbstractAlgorithm(abc.ABC, Generic[State]):

@@ -7,7 +7,6 @@ from jaxtyping import Array, Float
 
 from sorl.algorithm import AbstractScoredPolicy
 from sorl.errors import InputError
-from sorl.losses import Aggregation, aggregate
 from sorl.nn import Critic
 
 
@@ -16,21 +15,19 @@ class AbstractCriticPolicy(AbstractScoredPolicy):
 
     Attributes:
         critic: the online critic.
-        aggregation: how the verifier combines the critic's heads.
     """
 
     critic: eqx.AbstractVar[Critic]
-    aggregation: eqx.AbstractVar[Aggregation]
 
-    def score(
+    def values(
         self,
         observation: Float[Array, " observation_size"],
         action: Float[Array, " action_size"],
         *,
         steps: int,
-    ) -> Float[Array, ""]:
-        """agg over heads of Q_φ(s, a), whatever the number of steps."""
-        return aggregate(self.critic(observation, action), self.aggregation)
+    ) -> Float[Array, " heads"]:
+        """Q_φ(s, a) of every head, whatever the number of steps."""
+        return self.critic(observation, action)
 
 
 def check_at_most(steps: int, most: int, why: str) -> None:

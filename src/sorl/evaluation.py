@@ -18,6 +18,7 @@ from sorl import inference, platform
 from sorl.algorithm import AbstractPolicy
 from sorl.environments import VectorEnvironment
 from sorl.errors import InputError
+from sorl.inference import USUAL, Strategy
 from sorl.rendering import rollout_frames
 from sorl.rollouts import (
     LANES,
@@ -127,17 +128,26 @@ class Evaluator:
         members: Sequence[Member],
         *,
         budgets: Iterable[Budget],
+        strategy: Strategy = USUAL,
         episodes: int = 50,
         seed: int = 0,
         on_progress: Progress | None = None,
     ) -> list[Evaluation]:
         """See `evaluate`."""
         budgets = list(dict.fromkeys(budgets))
-        _check(policies, members, budgets, episodes, seed)
+        _check(policies, members, budgets, strategy, episodes, seed)
         try:
             vector = self._start(members[0].task, episodes * len(members))
             return _evaluate(
-                vector, self._environment, policies, members, budgets, episodes, seed, on_progress
+                vector,
+                self._environment,
+                policies,
+                members,
+                budgets,
+                strategy,
+                episodes,
+                seed,
+                on_progress,
             )
         except BaseException:
             self.close()  # what the workers still do belongs to an evaluation that is no more
@@ -182,6 +192,7 @@ def evaluate(
     environment: EnvironmentName | str,
     *,
     budgets: Iterable[Budget],
+    strategy: Strategy = USUAL,
     episodes: int = 50,
     workers: int | None = None,
     seed: int = 0,
@@ -196,6 +207,7 @@ def evaluate(
         members: task and seed of each; the task decides the environment.
         environment: see `Evaluator`.
         budgets: any number of them; each compiles once.
+        strategy: how every budget is spent.
         episodes: episodes for each member and budget.
         workers: see `Evaluator`; the scores do not depend on it.
         seed: seed of the starts and of the sampling noise, at least 0.
@@ -207,8 +219,9 @@ def evaluate(
         One `Evaluation` for each member and budget, ordered by member, then by budget.
 
     Raises:
-        InputError: a budget that the policy cannot serve (before any worker starts), a policy that
-            does not fit the environment, or an environment that cannot be used.
+        InputError: a budget that the policy cannot serve by this strategy (before any worker
+            starts), a policy that does not fit the environment, or an environment that cannot be
+            used.
         WorkerError: a worker process died.
     """
     with Evaluator(
@@ -218,6 +231,7 @@ def evaluate(
             policies,
             members,
             budgets=budgets,
+            strategy=strategy,
             episodes=episodes,
             seed=seed,
             on_progress=on_progress,
@@ -228,6 +242,7 @@ def _check(
     policies: AbstractPolicy,
     members: Sequence[Member],
     budgets: Sequence[Budget],
+    strategy: Strategy,
     episodes: int,
     seed: int,
 ) -> None:
@@ -243,7 +258,8 @@ def _check(
         raise InputError(
             f"The policies are stacked for {sorted(leading)} members, but {len(members)} are named."
         )
-    inference.check_budgets(policies, budgets)
+    for budget in budgets:
+        inference.check(policies, budget, strategy)
 
 
 def _evaluate(
@@ -252,6 +268,7 @@ def _evaluate(
     policies: AbstractPolicy,
     members: Sequence[Member],
     budgets: Sequence[Budget],
+    strategy: Strategy,
     episodes: int,
     seed: int,
     on_progress: Progress | None,
@@ -270,12 +287,12 @@ def _evaluate(
     found: dict[tuple[int, int], Evaluation] = {}
     for place, budget in enumerate(budgets):
         actors = [
-            GroupActor(policy, member, budget, seed)
+            GroupActor(policy, member, budget, seed, strategy)
             for policy, member in zip(singles, members, strict=True)
         ]
         actors[0].prepare(sizes.observation_size, sizes.action_size)
         last = run_rollouts(vector, actors, ids, episodes=episodes, seed=seed, on_episode=count)
-        milliseconds = latency(singles[0], budget, sizes.observation_size)
+        milliseconds = latency(singles[0], budget, sizes.observation_size, strategy)
         for index, member in enumerate(members):
             found[index, place] = Evaluation(
                 member=member,

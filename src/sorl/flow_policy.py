@@ -13,14 +13,15 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from sorl.algorithm import AbstractRenoisingPolicy
 from sorl.critic_policy import AbstractCriticPolicy, check_at_most
-from sorl.flows import euler_path, euler_path_dynamic, one_size
+from sorl.flows import euler_path, euler_path_dynamic, interpolate, one_size
 from sorl.losses import Aggregation
 from sorl.nn import ActionNetwork, Critic
 from sorl.types import MAX_STEPS, Spec
 
 
-class FlowPolicy(AbstractCriticPolicy):
+class FlowPolicy(AbstractCriticPolicy, AbstractRenoisingPolicy):
     """A flow from noise to actions, with a critic as verifier.
 
     The velocity was learned at every t in [0, 1), so every number of steps is an approximation of
@@ -47,10 +48,33 @@ class FlowPolicy(AbstractCriticPolicy):
     ) -> Float[Array, " action_size"]:
         """Draw one action: `steps` Euler steps from Gaussian noise, clipped once at the end."""
         noise = jax.random.normal(key, (self.velocity.action_size,))
+        return self._path(observation, noise, start=0, steps=steps)
+
+    def renoise(
+        self,
+        observation: Float[Array, " observation_size"],
+        action: Float[Array, " action_size"],
+        *,
+        start: int,
+        steps: int,
+        key: PRNGKeyArray,
+    ) -> Float[Array, " action_size"]:
+        """From x_t = (1 - t) ε + t a at t = start/steps on, as `sample` does from t = 0."""
+        noise = jax.random.normal(key, action.shape)
+        x, _ = interpolate(noise, action, jnp.asarray(start / steps))
+        return self._path(observation, x, start=start, steps=steps)
+
+    def _path(
+        self,
+        observation: Float[Array, " observation_size"],
+        x: Float[Array, " action_size"],
+        *,
+        start: int,
+        steps: int,
+    ) -> Float[Array, " action_size"]:
         # A loop, for hundreds of unrolled steps would take long to compile.
-        path = euler_path_dynamic(
-            one_size(self.velocity, observation), noise, steps=jnp.asarray(steps)
-        )
+        velocity = one_size(self.velocity, observation)
+        path = euler_path_dynamic(velocity, x, steps=jnp.asarray(steps), start=start)
         return jnp.clip(path, -1, 1)
 
 

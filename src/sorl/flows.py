@@ -64,24 +64,36 @@ def one_size(network: ActionNetwork, observation: Float[Array, " observation_siz
 
 
 def euler_path(
-    velocity: Velocity, noise: Float[Array, " action_size"], *, steps: int
+    velocity: Velocity,
+    x: Float[Array, " action_size"],
+    *,
+    steps: int,
+    start: int = 0,
+    finest: int | None = None,
 ) -> Float[Array, " action_size"]:
     """`steps` Euler steps from t = 0 to 1, unrolled, so that gradients flow through all.
 
-    x ← x + (1/k) v(x, i/k, log2 k) for i = 0..k-1; not clipped.
+    x ← x + (1/k) v(x, i/k, log2 k) for i = start..k-1; not clipped.
+
+    Args:
+        velocity: v.
+        x: where the path begins: noise, or the point of step `start`.
+        steps: k.
+        start: number of steps that lie behind x.
+        finest: most steps whose size v knows; smaller ones ask it for the velocity of this size.
     """
-    level = jnp.asarray(math.log2(steps), jnp.float32)
-    x = noise
-    for i in range(steps):
+    level = jnp.asarray(math.log2(min(steps, finest or steps)), jnp.float32)
+    for i in range(start, steps):
         x = x + velocity(x, jnp.asarray(i / steps, jnp.float32), level) / steps
     return x
 
 
 def euler_path_dynamic(
     velocity: Velocity,
-    noise: Float[Array, " action_size"],
+    x: Float[Array, " action_size"],
     *,
     steps: Int[Array, ""],
+    start: int = 0,
 ) -> Float[Array, " action_size"]:
     """The same path for a number of steps known only when the program runs; no gradient."""
     k = steps.astype(jnp.float32)
@@ -90,7 +102,7 @@ def euler_path_dynamic(
     def step(i: Int[Array, ""], x: Float[Array, " action_size"]) -> Float[Array, " action_size"]:
         return x + velocity(x, i.astype(jnp.float32) / k, level) / k
 
-    return jax.lax.fori_loop(0, steps, step, noise)
+    return jax.lax.fori_loop(start, steps, step, x)
 
 
 def stratified_levels(rows: int, levels: int) -> Int[Array, " rows"]:

@@ -5,6 +5,7 @@ Evaluation and deployment both stand on this file, so it knows neither.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,7 +16,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from sorl.algorithm import AbstractAlgorithm, AbstractPolicy, AbstractScoredPolicy
 from sorl.errors import InputError
+from sorl.samplers import Candidates, Sampler, candidates, check_sampler, draw
 from sorl.types import Budget, Spec
+from sorl.verifiers import OWN, Verifier
 
 USUAL_BUDGETS = (Budget(1, 1), Budget(4, 1), Budget(4, 8))
 """Fast, more steps, and more candidates as well: what is evaluated where it can be served."""
@@ -65,16 +68,47 @@ def _serves(policy: AbstractPolicy, budget: Budget) -> bool:
     return True
 
 
-def candidates(
-    policy: AbstractPolicy,
+@dataclasses.dataclass(frozen=True)
+class Strategy:
+    """How a budget is spent: how candidates are drawn, and by what one of them is chosen.
+
+    Args:
+        sampler: one of `sorl.samplers.Sampler`; best-of-N of independent draws by default.
+        verifier: how the critic's heads become a score; as the method does by itself by default.
+    """
+
+    sampler: Sampler = "independent"
+    verifier: Verifier = OWN
+
+
+USUAL = Strategy()
+
+
+def check(policy: AbstractPolicy, budget: Budget, strategy: Strategy = USUAL) -> None:
+    """Raise `InputError` if `policy` cannot serve `budget` by `strategy`."""
+    check_budgets(policy, [budget])
+    check_sampler(policy, budget, strategy.sampler)
+
+
+def consider(
+    policy: AbstractScoredPolicy,
     observation: Float[Array, " observation_size"],
     *,
     budget: Budget,
+    strategy: Strategy = USUAL,
     key: PRNGKeyArray,
-) -> Float[Array, "best_of action_size"]:
-    """Draw `budget.best_of` independent actions for ONE observation."""
-    keys = jax.random.split(key, budget.best_of)
-    return jax.vmap(lambda k: policy.sample(observation, steps=budget.steps, key=k))(keys)
+) -> Candidates:
+    """The candidates of a budget for ONE observation, with their scores, in the order drawn.
+
+    Raises:
+        InputError: the policy cannot serve the budget by this strategy.
+    """
+    check(policy, budget, strategy)
+
+    def score(action: Float[Array, " action_size"], steps: int) -> Float[Array, ""]:
+        return strategy.verifier.score(policy, observation, action, steps=steps)
+
+    return candidates(policy, observation, score, budget=budget, sampler=strategy.sampler, key=key)
 
 
 def act(
@@ -82,6 +116,7 @@ def act(
     observation: Float[Array, " observation_size"],
     *,
     budget: Budget,
+    strategy: Strategy = USUAL,
     key: PRNGKeyArray,
 ) -> Float[Array, " action_size"]:
     """One action for ONE observation: the candidate with the highest score.
@@ -91,11 +126,10 @@ def act(
     candidate. With `best_of=1` nothing is scored.
 
     Raises:
-        InputError: the policy cannot serve the budget.
+        InputError: the policy cannot serve the budget by this strategy.
     """
-    check_budgets(policy, [budget])
-    actions = candidates(policy, observation, budget=budget, key=key)
+    check(policy, budget, strategy)
     if budget.best_of == 1 or not isinstance(policy, AbstractScoredPolicy):
-        return actions[0]
-    scores = jax.vmap(lambda action: policy.score(observation, action, steps=budget.steps))(actions)
-    return actions[jnp.argmax(scores)]
+        return draw(policy, observation, budget=budget, key=key)[0]
+    found = consider(policy, observation, budget=budget, strategy=strategy, key=key)
+    return found.actions[jnp.argmax(found.scores)]

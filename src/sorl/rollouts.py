@@ -31,6 +31,7 @@ from sorl import inference
 from sorl.algorithm import AbstractPolicy
 from sorl.environments import VectorEnvironment
 from sorl.errors import InputError
+from sorl.inference import USUAL, Strategy
 from sorl.types import Budget, Member
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def _unflatten(flat: _Flat) -> AbstractPolicy:
     return eqx.combine(jax.tree.unflatten(structure, flat.arrays), jax.tree.unflatten(rest, others))
 
 
-@functools.partial(jax.jit, static_argnames=("static", "budget"))
+@functools.partial(jax.jit, static_argnames=("static", "budget", "strategy"))
 def _act_group(
     arrays: list[Array],
     observations: Float[Array, "lanes observation_size"],
@@ -96,6 +97,7 @@ def _act_group(
     *,
     static: tuple[Hashable, ...],
     budget: Budget,
+    strategy: Strategy,
 ) -> Float[Array, "lanes action_size"]:
     """Act for every lane; `identity` is (seed, task, member's seed), `clock` (episode, step)."""
     policy = _unflatten(_Flat(arrays, static))
@@ -108,12 +110,12 @@ def _act_group(
         observation: Float[Array, " observation_size"], now: UInt32[Array, " 2"]
     ) -> Float[Array, " action_size"]:
         lane_key = jax.random.fold_in(jax.random.fold_in(key, now[0]), now[1])
-        return inference.act(policy, observation, budget=budget, key=lane_key)
+        return inference.act(policy, observation, budget=budget, strategy=strategy, key=lane_key)
 
     return jax.vmap(act_lane)(observations, clock)
 
 
-@functools.partial(jax.jit, static_argnames=("static", "budget"))
+@functools.partial(jax.jit, static_argnames=("static", "budget", "strategy"))
 def _act_one(
     arrays: list[Array],
     observation: Float[Array, " observation_size"],
@@ -121,18 +123,25 @@ def _act_one(
     *,
     static: tuple[Hashable, ...],
     budget: Budget,
+    strategy: Strategy,
 ) -> Float[Array, " action_size"]:
     policy = _unflatten(_Flat(arrays, static))
-    return inference.act(policy, observation, budget=budget, key=jax.random.key(seed))
+    return inference.act(
+        policy, observation, budget=budget, strategy=strategy, key=jax.random.key(seed)
+    )
 
 
-def latency(policy: AbstractPolicy, budget: Budget, observation_size: int) -> float:
+def latency(
+    policy: AbstractPolicy, budget: Budget, observation_size: int, strategy: Strategy = USUAL
+) -> float:
     """Median milliseconds of one decision for one observation, from host to host.
 
     Compiled before the clock starts; 100 calls, fewer if they would take over two seconds.
     """
     flat = _flatten(policy)
-    act: Any = functools.partial(_act_one, flat.arrays, static=flat.static, budget=budget)
+    act: Any = functools.partial(
+        _act_one, flat.arrays, static=flat.static, budget=budget, strategy=strategy
+    )
     observation = np.zeros(observation_size, np.float32)
     np.asarray(act(observation, np.asarray(0, np.uint32)))
     times: list[float] = []
@@ -156,12 +165,20 @@ class GroupActor:
         member: decides the noise, together with `seed`.
         budget: test-time compute.
         seed: seed of the evaluation.
+        strategy: how the budget is spent.
     """
 
-    def __init__(self, policy: AbstractPolicy, member: Member, budget: Budget, seed: int):
+    def __init__(
+        self,
+        policy: AbstractPolicy,
+        member: Member,
+        budget: Budget,
+        seed: int,
+        strategy: Strategy = USUAL,
+    ):
         flat = _flatten(policy)
         self._act: Any = functools.partial(
-            _act_group, flat.arrays, static=flat.static, budget=budget
+            _act_group, flat.arrays, static=flat.static, budget=budget, strategy=strategy
         )
         self.member = member
         self._identity = np.asarray([seed, member.task, member.seed], np.uint32)

@@ -18,7 +18,8 @@ Pseudocode of one update (M = M^disc, B^ = M^BTT, `batch` of B rows):
     θ ← θ - Adam(clip(∇θ actor loss; the gradient of L_QL runs through all k' steps))
     θ̄ ← θ̄ + τ (θ - θ̄);  φ̄ ← φ̄ + τ (φ - φ̄)
 
-At test time: π_k for any k in {1, 2, 4, ..., M} and best-of-N with Q_φ(s, ·, k) as verifier.
+At test time: π_k for any k in {1, 2, 4, ...} and best-of-N with Q_φ(s, ·, k) as verifier; what k
+above M and B^ mean is told at `SORLPolicy`.
 
 Departures from the paper: the critic may read the number of steps k of the policy it values
 (`critic_sees_steps`, as in the authors' experiments; the paper's equations do not show it).
@@ -41,7 +42,7 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from sorl import published
-from sorl.algorithm import AbstractAlgorithm, AbstractScoredPolicy, Metrics
+from sorl.algorithm import AbstractAlgorithm, AbstractRenoisingPolicy, Metrics
 from sorl.errors import InputError
 from sorl.flows import (
     Velocity,
@@ -75,34 +76,43 @@ HEADS = 2
 # e of the flow's straight paths: the share of the noise that is left at t = 1.
 NOISE_FLOOR = 1e-5
 
+# Steps are unrolled, so more would take long to compile; and 128 Euler steps land where more do.
+MOST_STEPS = 128
+
 # Decides the draws of k; the same for every member and every run, since k is control flow.
 STEPS_KEY_SEED = 2505
 
 
-class SORLPolicy(AbstractScoredPolicy):
-    """π_k with the critic as verifier.
+class SORLPolicy(AbstractRenoisingPolicy):
+    """π_k with the critic as verifier, for k = 1, 2, 4, 8, ...
+
+    Above M^disc the path is finer than any step size that was trained: it asks the network for the
+    velocity of the finest, which is that of the flow itself. Above M^BTT the critic has seen no
+    such policy: it is asked about the one of M^BTT steps. Both rules are ours.
 
     Attributes:
         velocity: the shortcut network.
         critic: the online critic.
-        max_steps: M^disc, the finest discretisation that was trained.
-        target_aggregation: how the verifier combines the critic's heads.
+        discretization: M^disc, the finest discretisation that was trained.
+        backprop_steps: M^BTT, the most steps of a policy that the critic has valued.
+        aggregation: how the verifier combines the critic's heads.
         critic_sees_steps: whether the critic reads k.
     """
 
     velocity: ActionNetwork
     critic: Critic
-    max_steps: int = eqx.field(static=True)
-    target_aggregation: Aggregation = eqx.field(static=True)
+    discretization: int = eqx.field(static=True)
+    backprop_steps: int = eqx.field(static=True)
+    aggregation: Aggregation = eqx.field(static=True)
     critic_sees_steps: bool = eqx.field(static=True)
 
     def check_steps(self, steps: int) -> None:
-        """Raise `InputError` unless `steps` is a power of two, at most M^disc."""
-        if steps < 1 or steps & (steps - 1) or steps > self.max_steps:
-            trained = ", ".join(str(2**i) for i in range(self.max_steps.bit_length()))
+        """Raise `InputError` unless `steps` is a power of two, at most `MOST_STEPS`."""
+        if steps < 1 or steps & (steps - 1) or steps > MOST_STEPS:
             raise InputError(
-                f"This policy cannot act in {steps} sampling steps: it was trained with step sizes "
-                f"1/k for k in {{{trained}}}; choose one of these."
+                f"This policy cannot act in {steps} sampling steps: its step sizes are 1, 1/2, "
+                f"1/4, ...; choose a power of two up to {MOST_STEPS} (training saw those up to "
+                f"{self.discretization})."
             )
 
     def sample(
@@ -110,18 +120,36 @@ class SORLPolicy(AbstractScoredPolicy):
     ) -> Float[Array, " action_size"]:
         """Draw one action: `steps` Euler steps from Gaussian noise, clipped once at the end."""
         noise = jax.random.normal(key, (self.velocity.action_size,))
-        return act_from_noise(self.velocity, observation, noise, steps=steps)
+        return act_from_noise(
+            self.velocity, observation, noise, steps=steps, finest=self.discretization
+        )
 
-    def score(
+    def renoise(
+        self,
+        observation: Float[Array, " observation_size"],
+        action: Float[Array, " action_size"],
+        *,
+        start: int,
+        steps: int,
+        key: PRNGKeyArray,
+    ) -> Float[Array, " action_size"]:
+        """From x_t on the straight path between fresh noise and `action`, t = start/steps."""
+        noise = jax.random.normal(key, action.shape)
+        x, _ = interpolate(noise, action, jnp.asarray(start / steps), noise_floor=NOISE_FLOOR)
+        return act_from_noise(
+            self.velocity, observation, x, steps=steps, start=start, finest=self.discretization
+        )
+
+    def values(
         self,
         observation: Float[Array, " observation_size"],
         action: Float[Array, " action_size"],
         *,
         steps: int,
-    ) -> Float[Array, ""]:
-        """agg over heads of Q_φ(s, a, k)."""
-        extra = steps_input(jnp.asarray(steps, jnp.float32), self.critic_sees_steps)
-        return aggregate(self.critic(observation, action, *extra), self.target_aggregation)
+    ) -> Float[Array, " heads"]:
+        """Q_φ(s, a, k) of every head, with k = min(steps, M^BTT)."""
+        k = jnp.asarray(min(steps, self.backprop_steps), jnp.float32)
+        return self.critic(observation, action, *steps_input(k, self.critic_sees_steps))
 
 
 class SORLState(eqx.Module):
@@ -284,8 +312,9 @@ class SORL(AbstractAlgorithm[SORLState]):
         return SORLPolicy(
             velocity=state.actor,
             critic=state.critic,
-            max_steps=self.discretization,
-            target_aggregation=self.target_aggregation,
+            discretization=self.discretization,
+            backprop_steps=self.backprop_steps,
+            aggregation=self.target_aggregation,
             critic_sees_steps=self.critic_sees_steps,
         )
 
@@ -422,12 +451,18 @@ def bind(network: ActionNetwork, observation: Float[Array, " observation_size"])
 def act_from_noise(
     network: ActionNetwork,
     observation: Float[Array, " observation_size"],
-    noise: Float[Array, " action_size"],
+    x: Float[Array, " action_size"],
     *,
     steps: int,
+    start: int = 0,
+    finest: int | None = None,
 ) -> Float[Array, " action_size"]:
-    """π_k(s) as a function of its noise; a clipped entry passes no gradient."""
-    return jnp.clip(euler_path(bind(network, observation), noise, steps=steps), -1, 1)
+    """π_k(s) as a function of its noise, or of the point x of step `start`; see `euler_path`.
+
+    A clipped entry passes no gradient.
+    """
+    path = euler_path(bind(network, observation), x, steps=steps, start=start, finest=finest)
+    return jnp.clip(path, -1, 1)
 
 
 def steps_input(steps: Float[Array, ""], sees_steps: bool) -> tuple[Float[Array, ""], ...]:

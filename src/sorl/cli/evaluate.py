@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
@@ -15,6 +16,8 @@ def run(arguments: list[str]) -> None:
 def _evaluate(
     run: tyro.conf.Positional[Path],
     budgets: tuple[str, ...] | None = None,
+    sampler: Literal["independent", "spread", "renoise"] = "independent",
+    verifier: str = "own",
     episodes: int = 50,
     update: int | None = None,
     seed: int = 0,
@@ -29,6 +32,10 @@ def _evaluate(
     Args:
         run: folder of the run.
         budgets: budgets to evaluate; without it 1x1 4x1 4x8 and the algorithm's own, if servable.
+        sampler: how candidates are drawn: independently; spread over 1, 2, 4, ... steps; or in
+            rounds that renoise the best.
+        verifier: how the critic's heads are combined: own (as the method does), mean, min, or such
+            as mean-0.5std.
         episodes: episodes for each budget, task and seed.
         update: an earlier evaluated update of the run; without it the newest policies.
         seed: seed of the episodes' starts and of the sampling noise.
@@ -43,11 +50,18 @@ def _evaluate(
     from sorl.deployment.storage import policy_folder, read_policy
     from sorl.errors import InputError
     from sorl.evaluation import evaluate
-    from sorl.inference import servable_budgets
+    from sorl.inference import USUAL, Strategy, servable_budgets
     from sorl.jobs import restore_policies
     from sorl.runs import Run
     from sorl.types import Budget
+    from sorl.verifiers import Verifier
 
+    strategy = Strategy(sampler=sampler, verifier=Verifier.parse(verifier))
+    if save and strategy != USUAL:
+        raise InputError(
+            "--save keeps scores of the usual sampler and verifier only: leave it out, or leave "
+            "out --sampler and --verifier."
+        )
     wanted = None if budgets is None else [Budget.parse(text) for text in budgets]
     opened = Run.open(run)
     environment = opened.config.get("environment")
@@ -66,6 +80,7 @@ def _evaluate(
             members,
             environment,
             budgets=wanted,
+            strategy=strategy,
             episodes=episodes,
             workers=workers,
             seed=seed,
@@ -81,7 +96,14 @@ def _evaluate(
                 if (row["update"], row["task"], row["seed"], row["budget"]) not in there
             )
     if json:
-        answer = {"run": str(run), "environment": environment, "update": update, "results": rows}
+        answer = {
+            "run": str(run),
+            "environment": environment,
+            "update": update,
+            "sampler": sampler,
+            "verifier": str(strategy.verifier),
+            "results": rows,
+        }
         print(json_module.dumps(answer, indent=2))
         return
     title = f"{run}, update {update:,}: {len(members)} x {episodes} episodes a budget:"

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import functools
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -18,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key, PRNGKeyArray
 
 from sorl import inference
-from sorl.algorithm import AbstractPolicy
+from sorl.algorithm import AbstractPolicy, AbstractScoredPolicy
 from sorl.deployment.storage import (
     SavedPolicy,
     is_policy,
@@ -28,14 +29,35 @@ from sorl.deployment.storage import (
     saved_members,
 )
 from sorl.errors import InputError
+from sorl.inference import Strategy
+from sorl.samplers import Sampler
 from sorl.types import Budget, Member
+from sorl.verifiers import OWN, Verifier
 
-__all__ = ["Policy", "load_stacked", "save_policy"]
+__all__ = ["Decision", "Policy", "load_stacked", "save_policy"]
 
 # Compiled, because a robot waits for them: eagerly they cost as much as a small policy.
 _fold_in = jax.jit(jax.random.fold_in)
 _split = jax.jit(jax.random.split, static_argnums=1)
 _one_row = jax.jit(lambda key: key[None])
+
+
+class Decision(NamedTuple):
+    """Chosen actions and what they were chosen from; arrays begin with the observation's axes.
+
+    Attributes:
+        action: the candidate with the highest score, float32 `[..., action_size]`.
+        chosen: its place among the candidates, `[...]`.
+        candidates: float32 `[..., best_of, action_size]`, in the order they were drawn.
+        scores: the verifier's score of each, `[..., best_of]`.
+        steps: sampling steps of each, `[..., best_of]`.
+    """
+
+    action: np.ndarray
+    chosen: np.ndarray
+    candidates: np.ndarray
+    scores: np.ndarray
+    steps: np.ndarray
 
 
 class Policy:
@@ -62,16 +84,20 @@ class Policy:
         self._drawn = 0
         self._lock = threading.Lock()
 
-        @functools.partial(jax.jit, static_argnames="budget")
+        @functools.partial(jax.jit, static_argnames=("decide", "budget", "strategy"))
         def act(
             arrays: Any,
             observations: Float[Array, "rows observation_size"],
             keys: Key[Array, " rows"],
+            decide: Callable[..., Any],
             budget: Budget,
-        ) -> Float[Array, "rows action_size"]:
+            strategy: Strategy,
+        ) -> Any:
             policy = eqx.combine(arrays, static)
             return jax.vmap(
-                lambda observation, key: inference.act(policy, observation, budget=budget, key=key)
+                lambda observation, key: decide(
+                    policy, observation, budget=budget, strategy=strategy, key=key
+                )
             )(observations, keys)
 
         self._act = act
@@ -112,7 +138,7 @@ class Policy:
         if not fitting:
             raise InputError(
                 f"The run {path} has no policy with "
-                f"{_asked(task, seed)}: choose one of {', '.join(map(str, members))}."
+                f"{_wishes(task, seed)}: choose one of {', '.join(map(str, members))}."
             )
         return cls(read_policy(policy_folder(path, fitting[0])), random_seed=random_seed)
 
@@ -122,6 +148,8 @@ class Policy:
         *,
         steps: int | None = None,
         best_of: int | None = None,
+        sampler: Sampler = "independent",
+        verifier: Verifier | str = OWN,
         key: PRNGKeyArray | int | None = None,
     ) -> np.ndarray:
         """Choose actions. The first call for a budget and a batch shape compiles, later ones run.
@@ -132,6 +160,8 @@ class Policy:
                 itself, `algorithm.default_budget.steps`.
             best_of: candidates among which the critic chooses. When None as many as the method
                 uses by itself, `algorithm.default_budget.best_of`, whatever `steps` are.
+            sampler: how candidates are drawn, see `sorl.samplers`.
+            verifier: how the critic's heads become one score, see `sorl.verifiers`.
             key: a random key or an integer seed. One observation uses the key itself, row i of a
                 batch (its leading axes flattened) uses `jax.random.split(key, rows)[i]`. When
                 None the policy's own stream is drawn from: a new key every call.
@@ -141,24 +171,82 @@ class Policy:
 
         Raises:
             InputError: the observation has another shape or is not finite, or the policy cannot
-                serve the budget.
+                serve the budget by this sampler.
         """
+        budget, strategy = self._asked(steps, best_of, sampler, verifier)
+        rows, leading = self._checked(observation)
+        if not len(rows):
+            return np.zeros((*leading, self.spec.action_size), np.float32)
+        actions = self._act(
+            self._arrays, rows, self._keys(key, rows, leading), inference.act, budget, strategy
+        )
+        # A copy: what JAX hands out may be read-only memory of its own.
+        return np.array(actions, np.float32).reshape(*leading, self.spec.action_size)
+
+    def act_info(
+        self,
+        observation: Any,
+        *,
+        steps: int | None = None,
+        best_of: int | None = None,
+        sampler: Sampler = "independent",
+        verifier: Verifier | str = OWN,
+        key: PRNGKeyArray | int | None = None,
+    ) -> Decision:
+        """Choose actions as `act` does, and tell what they were chosen from.
+
+        Args:
+            observation: as for `act`.
+            steps: as for `act`.
+            best_of: as for `act`.
+            sampler: as for `act`.
+            verifier: as for `act`.
+            key: as for `act`; the same key gives the same actions.
+
+        Raises:
+            InputError: as `act`, or the policy has no critic.
+        """
+        if not isinstance(self.module, AbstractScoredPolicy):
+            raise InputError(
+                f"{type(self.module).__name__} has no critic, so there are no scores to tell: use "
+                "act."
+            )
+        budget, strategy = self._asked(steps, best_of, sampler, verifier)
+        rows, leading = self._checked(observation)
+        if not len(rows):
+            raise InputError("There is no observation to decide on: give at least one.")
+        found = self._act(
+            self._arrays, rows, self._keys(key, rows, leading), inference.consider, budget, strategy
+        )
+        actions, scores, drawn_in = (np.array(leaf) for leaf in found)
+        chosen = np.argmax(scores, axis=-1)
+        return Decision(
+            action=_unflattened(actions[np.arange(len(rows)), chosen], leading),
+            chosen=_unflattened(chosen, leading),
+            candidates=_unflattened(actions, leading),
+            scores=_unflattened(scores, leading),
+            steps=_unflattened(drawn_in, leading),
+        )
+
+    def _asked(
+        self, steps: int | None, best_of: int | None, sampler: Sampler, verifier: Verifier | str
+    ) -> tuple[Budget, Strategy]:
         own = self.algorithm.default_budget
         budget = Budget(
             steps=own.steps if steps is None else steps,
             best_of=own.best_of if best_of is None else best_of,
         )
-        inference.check_budgets(self.module, [budget])
-        values = self._checked(observation)
-        leading = values.shape[:-1]
-        rows = values.reshape(-1, values.shape[-1])
-        if not len(rows):
-            return np.zeros((*leading, self.spec.action_size), np.float32)
+        if isinstance(verifier, str):
+            verifier = Verifier.parse(verifier)
+        strategy = Strategy(sampler=sampler, verifier=verifier)
+        inference.check(self.module, budget, strategy)
+        return budget, strategy
+
+    def _keys(
+        self, key: PRNGKeyArray | int | None, rows: np.ndarray, leading: tuple[int, ...]
+    ) -> Key[Array, " rows"]:
         drawn = self._key(key)
-        keys = _split(drawn, len(rows)) if leading else _one_row(drawn)
-        actions = self._act(self._arrays, rows, keys, budget)
-        # A copy: what JAX hands out may be read-only memory of its own.
-        return np.array(actions, np.float32).reshape(*leading, self.spec.action_size)
+        return _split(drawn, len(rows)) if leading else _one_row(drawn)
 
     def _key(self, key: PRNGKeyArray | int | None) -> Key[Array, ""]:
         if key is None:
@@ -172,7 +260,8 @@ class Policy:
         typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
         return key if typed else jax.random.wrap_key_data(key)
 
-    def _checked(self, observation: Any) -> np.ndarray:
+    def _checked(self, observation: Any) -> tuple[np.ndarray, tuple[int, ...]]:
+        """The observations as `[rows, observation_size]`, and their leading axes."""
         size = self.spec.observation_size
         try:
             with np.errstate(over="ignore"):
@@ -192,7 +281,7 @@ class Policy:
                 f"The observation is not finite: entry {list(where)} is {values[where]}; check the "
                 "sensor or the data it comes from."
             )
-        return values
+        return values.reshape(-1, size), values.shape[:-1]
 
 
 def load_stacked(run: Path | str) -> tuple[AbstractPolicy, list[Member]]:
@@ -228,6 +317,10 @@ def load_stacked(run: Path | str) -> tuple[AbstractPolicy, list[Member]]:
     return eqx.combine(stacked, static), members
 
 
-def _asked(task: int | None, seed: int | None) -> str:
+def _unflattened(array: np.ndarray, leading: tuple[int, ...]) -> np.ndarray:
+    return array.reshape((*leading, *array.shape[1:]))
+
+
+def _wishes(task: int | None, seed: int | None) -> str:
     wishes = (("task", task), ("seed", seed))
     return " and ".join(f"{name} {value}" for name, value in wishes if value is not None)
