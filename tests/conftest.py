@@ -8,6 +8,8 @@ import signal
 # Before JAX starts: tests run beside each other, so one thread a test process is fair and faster.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
+# Most of the time of the tests goes into compiling programs that run once.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
 
 # A shell that starts tests in the background has them ignore interrupts, and what they start
 # inherits that; some of it is interrupted on purpose.

@@ -123,8 +123,11 @@ class TestHyperparameters:
             if typing.get_origin(hints[field.name]) is Literal:
                 for choice in choices:
                     algorithms.get(name)(**{field.name: choice})
+                # Built otherwise, the tests' own type checks would refuse it first.
+                algorithm = algorithms.get(name)()
+                object.__setattr__(algorithm, field.name, "median")
                 with pytest.raises(InputError, match=rf"{field.name}='median' .*{choices[-1]}"):
-                    algorithms.get(name)(**{field.name: "median"})
+                    algorithm.__post_init__()  # pyright: ignore[reportAttributeAccessIssue]
 
     def test_documented(self, name):
         assert sys.modules[algorithms.get(name).__module__].__doc__
@@ -332,6 +335,19 @@ def test_a_file_must_hold_exactly_one_algorithm(folder, name, text):
     (folder / f"{name}.py").write_text(text)
     with pytest.raises(TypeError, match="exactly one"):
         algorithms.get(name)
+
+
+def test_private_helpers_beside_it_do_not_count(folder):
+    (folder / "newcomer.py").write_text(NEWCOMER + "\nclass _Half(DoNothing):\n    pass\n")
+    assert algorithms.get("newcomer").__name__ == "DoNothing"
+    assert algorithms.description_of("newcomer") == "A policy that does nothing."
+
+
+def test_what_is_no_hyperparameter_must_not_be_a_field(folder):
+    text = NEWCOMER.replace("default_budget: ClassVar", "default_budget: object")
+    (folder / "newcomer.py").write_text(text)
+    with pytest.raises(TypeError, match="must declare default_budget as ClassVar"):
+        algorithms.get("newcomer")
 
 
 @pytest.mark.parametrize(

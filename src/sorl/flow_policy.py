@@ -2,7 +2,7 @@
 
     x ← x0 ~ N(0, I);   x ← x + (1/k) v(s, x, i/k)  for i = 0..k-1;   a = clip(x, -1, 1)
 
-FAWAC, FBRAC and IFQL share it and differ in how v and the critic are trained.
+Methods that share it differ in how v and the critic are trained.
 """
 
 from __future__ import annotations

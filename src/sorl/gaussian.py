@@ -6,7 +6,7 @@
 Training by likelihood takes σ = 1, where it is squared error. Acting takes a σ of its own, most
 often 0: published evaluations act with μ(s), and only best-of-N asks for candidates that differ.
 
-BC, IQL and ReBRAC share it and differ in how μ and the critic are trained.
+Methods that share it differ in how μ and the critic are trained.
 """
 
 from __future__ import annotations

@@ -42,6 +42,7 @@ def get(name: str) -> type[AbstractAlgorithm[Any]]:
         value
         for value in vars(module).values()
         if inspect.isclass(value)
+        and value.__name__[0] != "_"
         and issubclass(value, AbstractAlgorithm)
         and value.__module__ == module.__name__
         and not inspect.isabstract(value)
@@ -50,7 +51,20 @@ def get(name: str) -> type[AbstractAlgorithm[Any]]:
         raise TypeError(
             f"{module.__name__} must define exactly one concrete algorithm, not {len(found)}."
         )
+    fields = {field.name for field in dataclasses.fields(found[0])}  # pyright: ignore[reportArgumentType]
+    if wrong := sorted(fields & {"presets", "default_budget"}):
+        raise TypeError(
+            f"{module.__name__} must declare {' and '.join(wrong)} as ClassVar: otherwise it would "
+            "be a hyperparameter."
+        )
     return found[0]
+
+
+def description_of(name: str) -> str:
+    """What an algorithm is, in a line: the first of its file's docstring, without its name."""
+    documentation = inspect.getmodule(get(name)).__doc__ or ""
+    first = documentation.strip().partition("\n")[0]
+    return first.partition(": ")[2] or first
 
 
 def name_of(algorithm: AbstractAlgorithm[Any]) -> str:

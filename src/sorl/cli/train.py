@@ -6,7 +6,6 @@ The options of a training stand here for `sorl tune` too.
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
@@ -149,14 +148,12 @@ def prepared(command: Command, default: AbstractAlgorithm[Any], documentation: s
     return command
 
 
+def _description(algorithm: AbstractAlgorithm[Any]) -> str:
+    return algorithms.description_of(algorithms.name_of(algorithm))
+
+
 def _algorithms() -> list[str]:
-    lines = []
-    for name in algorithms.names():
-        documentation = inspect.getmodule(algorithms.get(name)).__doc__ or ""
-        first = documentation.strip().splitlines()[0]
-        # The name stands before it already.
-        lines.append(f"  {name:<8}  {first.partition(': ')[2] or first}")
-    return lines
+    return [f"  {name:<8}  {algorithms.description_of(name)}" for name in algorithms.names()]
 
 
 def _dataset_named(arguments: list[str]) -> str | None:
@@ -184,7 +181,7 @@ def _command(default: AbstractAlgorithm[Any]) -> Command:
     return prepared(
         command,
         default,
-        f"""Train {type(default).__name__}.
+        f"""Train {type(default).__name__}: {_description(default)}
 
     Args:
         out: folder of the new run.
