@@ -3,6 +3,7 @@
     policy/task2-seed0/policy.safetensors    the arrays, by their path in the policy
     policy/task2-seed0/policy.json           how to rebuild the policy around them: algorithm with
                                              its hyperparameters, sizes, member, update, digests
+    policy/task2-seed0/README.md             for people, see `sorl.deployment.card`
 
 Reading needs neither the dataset nor the environment nor the training.
 """

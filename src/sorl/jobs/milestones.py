@@ -14,6 +14,7 @@ import numpy as np
 from sorl import checkpoint
 from sorl.algorithm import AbstractAlgorithm, AbstractPolicy
 from sorl.console import Display
+from sorl.deployment.card import write_card
 from sorl.deployment.storage import policy_folder, save_policy
 from sorl.evaluation import Evaluator
 from sorl.interruption import Interruption, StoppedError
@@ -131,6 +132,12 @@ class Milestones:
                 update=update,
                 provenance=origin,
             )
+        self._write_cards()
+
+    def _write_cards(self) -> None:
+        scores = self._run.evaluations()
+        for member in self._members:
+            write_card(policy_folder(self._run.path, member), scores)
 
     def evaluate(self, update: int, state: TrainingState) -> None:
         """Roll the policies out at every budget and write the scores.
@@ -153,6 +160,7 @@ class Milestones:
             return
         rows = [{"update": update, **result.row()} for result in results]
         self._run.append_evaluations(rows)
+        self._write_cards()
         self._recorder.record("evaluations", rows)
         self._display.scores(update, results)
         self._clock = time.perf_counter()  # the rate of training does not count evaluation
