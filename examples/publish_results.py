@@ -134,10 +134,11 @@ def legend(axes: Axes, title: str) -> None:
 def description(config: Mapping[str, Any]) -> str:
     """What the figure's runs took, in two lines."""
     hidden = " x ".join(map(str, config["algorithm"]["hidden"]))
+    cores = config["machine"]["cores"]
     return (
         f"{config['environment']}: {len(config['seeds'])} seeds, {hidden} units, "
-        f"{config['training']['episodes']} episodes a point\n{config['machine']['cores']} CPU "
-        f"cores, {config['created'][:10]}, data generated here (small-scale)"
+        f"{config['training']['episodes']} episodes a point\n{cores} CPU core{'s'[: cores != 1]} "
+        f"a run, {config['created'][:10]}, data generated here (small-scale)"
     )
 
 
