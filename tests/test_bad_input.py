@@ -335,8 +335,9 @@ def test_a_run_without_policies(copied: Path, refused: Callable[..., str]) -> No
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (("--budgets", "4x1"), "{1, 2}"),
         (("--budgets", "3x1"), "3 sampling steps"),
+        (("--budgets", "256x1"), "training saw those up to 2"),
+        (("--budgets", "1x2", "--sampler", "renoise"), "1 has no half"),
         (("--budgets", "fast"), "'fast'"),
         (("--episodes", "0"), "0 episodes"),
         (("--episodes", "-2"), "-2 episodes"),

@@ -130,7 +130,7 @@ def test_defaults_are_those_of_the_job(started: Started) -> None:
 def test_budgets_by_default_are_those_that_the_policy_can_serve(
     started: Started, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("train sorl --data x.npz --out x --discretization 2 --backprop-steps 2") == 0
+    assert run("train bc --data x.npz --out x") == 0
     assert run("train sorl --data x.npz --out x --budgets 2x2 1x1 2x2") == 0
     budgets = [job.budgets for _, _, job, _ in started]
     assert budgets == [(Budget(1, 1),), (Budget(2, 2), Budget(1, 1))]
@@ -286,8 +286,8 @@ def test_a_worker_that_dies_is_no_traceback(
     monkeypatch.setattr(sorl.evaluation, "evaluate", die)
     assert run(["evaluate", finished]) == 1
     assert capsys.readouterr().err == "sorl evaluate: Environment worker 0 died.\n"
-    # Without --budgets, those that its policies can serve; they know one and two steps.
-    assert asked == [(Budget(1, 1),)]
+    # Without --budgets, those that its policies can serve.
+    assert asked == [(Budget(1, 1), Budget(4, 1), Budget(4, 8))]
 
 
 def test_ctrl_c_before_anything_began(
