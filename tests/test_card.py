@@ -43,6 +43,7 @@ def test_it_says_what_it_is_and_where_it_comes_from() -> None:
         "# SORL on cube-single-play-singletask-v0, task 2, seed 0",
         "policy.act(observation, steps=4, best_of=1)",
         "* updates: 1,000",
+        "* seed: 0",
         "* data: 1,001,000 rows",
         "* fingerprint of the data: abc123",
         "* machine: A processor, 2",

@@ -30,6 +30,8 @@ class Interruption:
         self._on_request = on_request
         self._advice = advice
         self._skippable = False
+        self._unbroken = False
+        self._late = False
 
     @contextlib.contextmanager
     def handled(self) -> Iterator[Interruption]:
@@ -57,7 +59,24 @@ class Interruption:
         finally:
             self._skippable = False
 
+    @contextlib.contextmanager
+    def unbroken(self) -> Iterator[None]:
+        """A short block, such as a save, after which alone a second signal ends the job.
+
+        Libraries with threads and event loops of their own answer an interrupt with tracebacks.
+        """
+        self._unbroken = True
+        try:
+            yield
+        finally:
+            self._unbroken = False
+        if self._late:
+            raise KeyboardInterrupt(self._advice)
+
     def _handle(self, number: int, frame: object) -> None:
+        if self.requested and self._unbroken:
+            self._late = True
+            return
         if self.requested:
             raise KeyboardInterrupt(self._advice)
         self.requested = True

@@ -128,4 +128,6 @@ def _training(update: int, member: Member, provenance: Mapping[str, Any]) -> str
         ),
         "versions": ", ".join(f"{library} {version}" for library, version in versions.items()),
     }
-    return "\n".join(f"* {fact}: {value}" for fact, value in facts.items() if value)
+    return "\n".join(
+        f"* {fact}: {value}" for fact, value in facts.items() if value not in (None, "")
+    )

@@ -64,7 +64,8 @@ class Milestones:
             self._run.rewind(0)
             return None
         like = _skeleton(self._algorithm, self._spec, self._members)
-        state, metadata = checkpoint.restore(self._run.checkpoints, like)
+        with self._stop.unbroken():
+            state, metadata = checkpoint.restore(self._run.checkpoints, like)
         update = int(metadata["update"])
         self._run.rewind(update)
         self._update = update
@@ -112,9 +113,10 @@ class Milestones:
 
     def save(self, update: int, state: TrainingState, *, milestone: bool) -> None:
         """Write a checkpoint, and at a milestone the members' policies."""
-        checkpoint.save(self._run.checkpoints, update, state, {}, milestone=milestone)
-        if milestone:
-            self._release(update, state)
+        with self._stop.unbroken():
+            checkpoint.save(self._run.checkpoints, update, state, {}, milestone=milestone)
+            if milestone:
+                self._release(update, state)
 
     def _release(self, update: int, state: TrainingState) -> None:
         policies = _policies(self._algorithm, state)
