@@ -63,10 +63,17 @@ class RandomPolicy(AbstractScoredPolicy):
     def check_steps(self, steps: int) -> None:
         pass
 
-    def sample(
-        self, observation: Float[Array, " observation_size"], *, steps: int, key: PRNGKeyArray
+    def noise_shape(self, steps: int) -> tuple[int, ...]:
+        return (self.action_size,)
+
+    def from_noise(
+        self,
+        observation: Float[Array, " observation_size"],
+        noise: Float[Array, " action_size"],
+        *,
+        steps: int,
     ) -> Float[Array, " action_size"]:
-        x = jax.random.normal(key, (self.action_size,))
+        x = noise
         for i in range(steps):
             time_and_steps = jnp.asarray([i / steps, np.log2(steps)])
             x = x + self.velocity(jnp.concatenate([observation, x, time_and_steps])) / steps

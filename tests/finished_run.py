@@ -107,9 +107,11 @@ TINY = '''
         def check_steps(self, steps):
             pass
 
-        def sample(self, observation, *, steps, key):
-            noise = 0.1 * jax.random.normal(key, self.matrix.shape[:1])
-            return jnp.tanh(self.matrix @ observation + noise)
+        def noise_shape(self, steps):
+            return self.matrix.shape[:1]
+
+        def from_noise(self, observation, noise, *, steps):
+            return jnp.tanh(self.matrix @ observation + 0.1 * noise)
 
 
     class TinyState(eqx.Module):

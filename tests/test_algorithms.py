@@ -252,6 +252,18 @@ def test_actions_are_in_range_and_the_default_budget_can_be_served(trained):
     assert (np.abs(actions) <= 1).all()
 
 
+def test_all_that_is_random_in_an_action_is_its_noise(trained):
+    algorithm, _, snapshot, _ = trained
+    policy = member_policy(algorithm, snapshot)
+    for steps in {1, algorithm.default_budget.steps}:
+        for index in range(4):
+            key = jax.random.key(index)
+            noise = jax.random.normal(key, policy.noise_shape(steps))
+            state = jnp.asarray(probes.STATES[0])
+            drawn = policy.sample(state, steps=steps, key=key)
+            np.testing.assert_array_equal(policy.from_noise(state, noise, steps=steps), drawn)
+
+
 @pytest.mark.parametrize("batch", [1, 3, 7])
 def test_best_of_n_for_a_batch_equals_one_by_one(trained, batch):
     """Every candidate is scored against the observation that it was drawn for."""
@@ -284,7 +296,9 @@ from sorl.types import Budget
 
 class Still(AbstractPolicy):
     """Stands still."""
-    def sample(self, observation, *, steps, key):
+    def noise_shape(self, steps):
+        return (2,)
+    def from_noise(self, observation, noise, *, steps):
         return jnp.zeros(2)
     def check_steps(self, steps):
         pass

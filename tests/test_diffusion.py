@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from fractions import Fraction
 
@@ -108,40 +107,37 @@ def exact_prediction(mixture: probes.Mixture, schedule: VariancePreserving):
 
 
 @eqx.filter_jit
-def _draw(prediction, schedule, steps, trained_steps, size, keys):
-    sample = functools.partial(
-        diffusion.ancestral_sample,
-        prediction,
-        schedule,
-        size,
-        steps=steps,
-        trained_steps=trained_steps,
-    )
-    return jax.vmap(lambda key: sample(key=key))(keys)
+def _paths(prediction, schedule, trained_steps, noise):
+    return jax.vmap(
+        lambda z: diffusion.ancestral_path(prediction, schedule, z, trained_steps=trained_steps)
+    )(noise)
+
+
+def noise_of(draws, steps) -> jax.Array:
+    return jax.random.normal(jax.random.key(0), (draws, steps, 2))
 
 
 def draw(prediction, steps, trained_steps, *, schedule=SCHEDULE, draws=DRAWS) -> np.ndarray:
-    keys = jax.random.split(jax.random.key(0), draws)
-    return np.asarray(_draw(prediction, schedule, steps, trained_steps, 2, keys))
+    return np.asarray(_paths(prediction, schedule, trained_steps, noise_of(draws, steps)))
 
 
-def textbook_sample(prediction, steps, key) -> np.ndarray:
+def textbook_path(prediction, noise) -> np.ndarray:
     """Ancestral sampling as it is written for predicted noise, from the discrete rates.
 
     x ← (x - β / √(1 - ᾱ) ε) / √(1 - β) + √β z, with ε changed so that the action it stands for,
     (x - √(1 - ᾱ) ε) / √ᾱ, is in [-1, 1].
     """
-    first, *keys = jax.random.split(key, steps + 1)
+    steps = len(noise)
+    x, *others = np.asarray(noise, np.float64)
     rates = discrete_rates(SCHEDULE, steps)
     kept = np.cumprod(1 - rates)
-    x = np.asarray(jax.random.normal(first, (2,)), np.float64)
-    for i, step_key in zip(reversed(range(steps)), keys, strict=True):
+    for i, z in zip(reversed(range(steps)), [*others, None], strict=True):
         noise = np.asarray(prediction(jnp.asarray(x, jnp.float32), jnp.float32((i + 1) / steps)))
         action = (x - np.sqrt(1 - kept[i]) * noise) / np.sqrt(kept[i])
         noise = (x - np.sqrt(kept[i]) * np.clip(action, -1, 1)) / np.sqrt(1 - kept[i])
         x = (x - rates[i] / np.sqrt(1 - kept[i]) * noise) / np.sqrt(1 - rates[i])
-        if i:
-            x = x + np.sqrt(rates[i]) * np.asarray(jax.random.normal(step_key, (2,)))
+        if z is not None:
+            x = x + np.sqrt(rates[i]) * z
     return x
 
 
@@ -153,8 +149,7 @@ def test_sampling_equals_the_textbook_draw_by_draw(steps):
 
     for prediction in (exact_prediction(probes.FOUR_MODES, SCHEDULE), wild):
         found = draw(prediction, steps, steps, draws=20)
-        keys = jax.random.split(jax.random.key(0), 20)
-        exact = np.array([textbook_sample(prediction, steps, key) for key in keys])
+        exact = np.array([textbook_path(prediction, noise) for noise in noise_of(20, steps)])
         np.testing.assert_allclose(found, exact, atol=2e-3)
         assert np.abs(found).max() <= 1
     assert (np.abs(found) > 0.999).any()  # the clipping was put to the test

@@ -54,11 +54,18 @@ class Homing(AbstractScoredPolicy):
         if steps > 8:
             raise InputError(f"{steps} steps are too many.")
 
-    def sample(
-        self, observation: Float[Array, " observation_size"], *, steps: int, key: PRNGKeyArray
+    def noise_shape(self, steps: int) -> tuple[int, ...]:
+        return (int(self.network.out_size),)
+
+    def from_noise(
+        self,
+        observation: Float[Array, " observation_size"],
+        noise: Float[Array, " action_size"],
+        *,
+        steps: int,
     ) -> Float[Array, " action_size"]:
         TRACES.append(steps)
-        x = jax.random.normal(key, (self.network.out_size,))  # type: ignore[arg-type]
+        x = noise
         for _ in range(steps):
             x = x + self.network(jnp.concatenate([observation, x])) / steps
         return jnp.clip(0.3 * x - self.gain * observation[: x.size], -1, 1)
@@ -82,8 +89,11 @@ class Blind(AbstractPolicy):
     def check_steps(self, steps: int) -> None:
         pass
 
-    def sample(
-        self, observation: Float[Array, " observation_size"], *, steps: int, key: PRNGKeyArray
+    def noise_shape(self, steps: int) -> tuple[int, ...]:
+        return ()
+
+    def from_noise(
+        self, observation: Float[Array, " observation_size"], noise: Float[Array, ""], *, steps: int
     ) -> Float[Array, " action_size"]:
         return self.action
 

@@ -65,7 +65,7 @@ def test_euler_equals_a_plain_loop_static_and_dynamic(steps, rng):
     expected = slow_euler(noise, steps)
     x0 = jnp.asarray(noise, jnp.float32)
     np.testing.assert_allclose(flows.euler_path(velocity, x0, steps=steps), expected, rtol=2e-5)
-    dynamic = jax.jit(lambda x, k: flows.euler_path_dynamic(velocity, x, steps=k))
+    dynamic = jax.jit(lambda x, k: flows.euler_loop(velocity, x, steps=k))
     np.testing.assert_allclose(dynamic(x0, jnp.asarray(steps)), expected, rtol=2e-5)
 
 

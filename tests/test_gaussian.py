@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,18 +41,23 @@ def test_the_actor_is_numpys_network_one_by_one_and_in_batches(rng, squash):
 
 
 def test_draws_are_normal_around_the_mean_and_clipped():
+    actor = actor_of(squash=False)
     mean = jnp.asarray([0.1, -0.2, 5.0])
-    keys = jax.random.split(jax.random.key(1), 4000)
-    draws = np.asarray(
-        jax.vmap(lambda key: gaussian.act_near(mean, sampling_std=0.2, key=key))(keys)
+    actor = eqx.tree_at(
+        lambda a: (a.mlp.layers[-1].weight, a.mlp.layers[-1].bias),
+        actor,
+        (jnp.zeros((16, 3)), mean),
     )
+    keys = jax.random.split(jax.random.key(1), 4000)
+    policy = GaussianPolicy(actor, sampling_std=0.2)
+    draws = np.asarray(jax.vmap(lambda key: policy.sample(jnp.ones(4), steps=1, key=key))(keys))
     assert np.all(draws[:, 2] == 1)
     for i in (0, 1):
         exact = scipy.stats.norm(float(mean[i]), 0.2)
         inside = np.abs(draws[:, i]) < 1
         assert inside.mean() > 0.99
         assert scipy.stats.kstest(draws[:, i], exact.cdf).pvalue > 1e-3
-    still = gaussian.act_near(mean, sampling_std=0.0, key=keys[0])
+    still = GaussianPolicy(actor, sampling_std=0.0).sample(jnp.ones(4), steps=1, key=keys[0])
     np.testing.assert_array_equal(still, np.clip(mean, -1, 1))
 
 

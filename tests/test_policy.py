@@ -41,9 +41,11 @@ class Noisy(AbstractPolicy):
         if steps > 8:
             raise InputError(f"{steps} steps are too many: choose at most 8.")
 
-    def sample(self, observation: jax.Array, *, steps: int, key: jax.Array) -> jax.Array:
-        action = self.linear(observation) / steps
-        return jnp.clip(action + self.scale * jax.random.normal(key, action.shape), -1, 1)
+    def noise_shape(self, steps: int) -> tuple[int, ...]:
+        return (int(self.linear.out_features),)
+
+    def from_noise(self, observation: jax.Array, noise: jax.Array, *, steps: int) -> jax.Array:
+        return jnp.clip(self.linear(observation) / steps + self.scale * noise, -1, 1)
 
 
 class Judged(AbstractScoredPolicy):
@@ -55,8 +57,11 @@ class Judged(AbstractScoredPolicy):
     def check_steps(self, steps: int) -> None:
         self.noisy.check_steps(steps)
 
-    def sample(self, observation: jax.Array, *, steps: int, key: jax.Array) -> jax.Array:
-        return self.noisy.sample(observation, steps=steps, key=key)
+    def noise_shape(self, steps: int) -> tuple[int, ...]:
+        return self.noisy.noise_shape(steps)
+
+    def from_noise(self, observation: jax.Array, noise: jax.Array, *, steps: int) -> jax.Array:
+        return self.noisy.from_noise(observation, noise, steps=steps)
 
     def values(self, observation: jax.Array, action: jax.Array, *, steps: int) -> jax.Array:
         value = -jnp.sum((action - jnp.sin(7 * observation[:2])) ** 2)

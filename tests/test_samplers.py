@@ -23,14 +23,22 @@ from sorl.types import Budget
 from sorl.verifiers import OWN, Verifier
 
 
+def uniform(noise: jax.Array) -> jax.Array:
+    """Normal numbers as uniform ones in [-1, 1]."""
+    return jax.scipy.special.erf(noise / math.sqrt(2))
+
+
 class Blind(AbstractPolicy):
     """Draws from the square [-1, 1]² and has no critic."""
 
     def check_steps(self, steps: int) -> None:
         pass
 
-    def sample(self, observation, *, steps, key):
-        return jax.random.uniform(key, (2,), minval=-1, maxval=1)
+    def noise_shape(self, steps):
+        return (2,)
+
+    def from_noise(self, observation, noise, *, steps):
+        return uniform(noise)
 
 
 class Judged(AbstractScoredPolicy):
@@ -41,8 +49,11 @@ class Judged(AbstractScoredPolicy):
     def check_steps(self, steps: int) -> None:
         pass
 
-    def sample(self, observation, *, steps, key):
-        return jax.random.uniform(key, (2,), minval=-1, maxval=1)
+    def noise_shape(self, steps):
+        return (2,)
+
+    def from_noise(self, observation, noise, *, steps):
+        return uniform(noise)
 
     def values(self, observation, action, *, steps):
         middle = -jnp.abs(action[0] - observation[0]) - 0.01 * steps
@@ -57,8 +68,11 @@ class Renoised(AbstractRenoisingPolicy):
     def check_steps(self, steps: int) -> None:
         pass
 
-    def sample(self, observation, *, steps, key):
-        return jax.random.uniform(key, (2,), minval=-1, maxval=1)
+    def noise_shape(self, steps):
+        return (2,)
+
+    def from_noise(self, observation, noise, *, steps):
+        return uniform(noise)
 
     def renoise(self, observation, action, *, start, steps, key):
         step = jax.random.uniform(key, (2,), minval=-1, maxval=1)

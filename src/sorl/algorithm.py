@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Generic, TypeVar
 
 import equinox as eqx
+import jax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from sorl.losses import Aggregation, aggregate
@@ -17,17 +18,33 @@ Metrics = Mapping[str, Float[Array, ""]]
 
 
 class AbstractPolicy(eqx.Module):
-    """A stochastic policy for ONE observation; callers vmap."""
+    """A stochastic policy for ONE observation; callers vmap.
+
+    All that is random in an action is its noise, standard normal numbers: given them, acting is a
+    plain function, which can be computed outside JAX too. `steps` is a Python int: it decides the
+    shape of the computation. A policy that has no notion of steps ignores it.
+    """
 
     @abc.abstractmethod
+    def noise_shape(self, steps: int) -> tuple[int, ...]:
+        """Shape of the noise that one action in `steps` sampling steps takes."""
+
+    @abc.abstractmethod
+    def from_noise(
+        self,
+        observation: Float[Array, " observation_size"],
+        noise: Float[Array, "*noise_shape"],
+        *,
+        steps: int,
+    ) -> Float[Array, " action_size"]:
+        """The action in [-1, 1] that `steps` sampling steps make of `noise`."""
+
     def sample(
         self, observation: Float[Array, " observation_size"], *, steps: int, key: PRNGKeyArray
     ) -> Float[Array, " action_size"]:
-        """Draw one action in [-1, 1] with `steps` sampling steps.
-
-        `steps` is a Python int: it decides the shape of the computation. A policy that has no
-        notion of steps ignores it.
-        """
+        """Draw one action in [-1, 1] with `steps` sampling steps."""
+        noise = jax.random.normal(key, self.noise_shape(steps))
+        return self.from_noise(observation, noise, steps=steps)
 
     @abc.abstractmethod
     def check_steps(self, steps: int) -> None:

@@ -90,46 +90,42 @@ def strided(count: int, steps: int) -> list[int]:
     return [(2 * i * count + steps) // (2 * steps) for i in range(1, steps + 1)]
 
 
-def ancestral_sample(
+def ancestral_path(
     noise_prediction: NoisePrediction,
     schedule: VariancePreserving,
-    action_size: int,
+    noise: Float[Array, "steps action_size"],
     *,
-    steps: int,
     trained_steps: int,
-    key: PRNGKeyArray,
 ) -> Float[Array, " action_size"]:
-    """Draw one action in [-1, 1] by ancestral sampling in `steps` of the `trained_steps` times.
+    """One action in [-1, 1] by ancestral sampling in `steps` of the `trained_steps` times.
 
-    With T = trained_steps the times are t_i = strided(T, steps)[i] / T, and t_0 = 0. From
-    x ~ N(0, I) at t = 1, a step from time t to the time s before it is the DDPM step of the
+    With T = trained_steps the times are t_i = strided(T, steps)[i] / T, and t_0 = 0. From the first
+    draw of the noise at t = 1, a step from time t to the time s before it is the DDPM step of the
     schedule that knows only the times kept (Nichol & Dhariwal 2021, arXiv 2102.09672, section 4):
 
         â = clip((x - σ_t ε_θ(x, t)) / α_t, -1, 1)
         β = 1 - (α_t / α_s)²
-        x ← (α_s β â + (α_t / α_s) σ_s² x) / σ_t² + √β z,    z ~ N(0, I), none in the last step.
+        x ← (α_s β â + (α_t / α_s) σ_s² x) / σ_t² + √β z,    z the next draw, 0 in the last step.
 
     √β is the larger of the two standard deviations of Ho et al. (2020, section 3.2). One step alone
     answers about the mean of all actions, whatever their modes; a few steps blur the modes.
     """
-    indices = strided(trained_steps, steps)
+    indices = strided(trained_steps, noise.shape[0])
     time = jnp.asarray([index / trained_steps for index in reversed(indices)])
     earlier = jnp.asarray([index / trained_steps for index in reversed([0, *indices[:-1]])])
-    first_key, *keys = jax.random.split(key, steps + 1)
+    added_noise = jnp.concatenate([noise[1:], jnp.zeros_like(noise[:1])])
 
     def step(
         x: Float[Array, " action_size"],
-        inputs: tuple[Float[Array, ""], Float[Array, ""], PRNGKeyArray],
+        inputs: tuple[Float[Array, ""], Float[Array, ""], Float[Array, " action_size"]],
     ) -> tuple[Float[Array, " action_size"], None]:
-        t, s, step_key = inputs
+        t, s, z = inputs
         kept = jnp.exp(schedule.log_signal(t) - schedule.log_signal(s))
         added = -jnp.expm1(2 * (schedule.log_signal(t) - schedule.log_signal(s)))
         action = (x - schedule.noise(t) * noise_prediction(x, t)) / schedule.signal(t)
         action = jnp.clip(action, -1, 1)
         mean = schedule.signal(s) * added * action + kept * schedule.noise(s) ** 2 * x
-        noise = jnp.where(s > 0, jax.random.normal(step_key, x.shape), 0.0)
-        return mean / schedule.noise(t) ** 2 + jnp.sqrt(added) * noise, None
+        return mean / schedule.noise(t) ** 2 + jnp.sqrt(added) * z, None
 
-    x = jax.random.normal(first_key, (action_size,))
-    x, _ = jax.lax.scan(step, x, (time, earlier, jnp.stack(keys)))
+    x, _ = jax.lax.scan(step, noise[0], (time, earlier, added_noise))
     return jnp.clip(x, -1, 1)  # â already is, but for rounding

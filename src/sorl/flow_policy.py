@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from sorl.algorithm import AbstractRenoisingPolicy
 from sorl.critic_policy import AbstractCriticPolicy, check_at_most
-from sorl.flows import euler_path, euler_path_dynamic, interpolate, one_size
+from sorl.flows import euler_loop, euler_path, interpolate, one_size
 from sorl.losses import Aggregation
 from sorl.nn import ActionNetwork, Critic
 from sorl.types import MAX_STEPS, Spec
@@ -43,11 +43,18 @@ class FlowPolicy(AbstractCriticPolicy, AbstractRenoisingPolicy):
         """Raise `InputError` unless `steps` is a whole number from 1 to `MAX_STEPS`."""
         check_at_most(steps, MAX_STEPS, "that is not a number of steps that a flow can take")
 
-    def sample(
-        self, observation: Float[Array, " observation_size"], *, steps: int, key: PRNGKeyArray
+    def noise_shape(self, steps: int) -> tuple[int, ...]:
+        """[action_size]: where the path begins."""
+        return (self.velocity.action_size,)
+
+    def from_noise(
+        self,
+        observation: Float[Array, " observation_size"],
+        noise: Float[Array, " action_size"],
+        *,
+        steps: int,
     ) -> Float[Array, " action_size"]:
-        """Draw one action: `steps` Euler steps from Gaussian noise, clipped once at the end."""
-        noise = jax.random.normal(key, (self.velocity.action_size,))
+        """`steps` Euler steps from the noise, clipped once at the end."""
         return self._path(observation, noise, start=0, steps=steps)
 
     def renoise(
@@ -59,7 +66,7 @@ class FlowPolicy(AbstractCriticPolicy, AbstractRenoisingPolicy):
         steps: int,
         key: PRNGKeyArray,
     ) -> Float[Array, " action_size"]:
-        """From x_t = (1 - t) ε + t a at t = start/steps on, as `sample` does from t = 0."""
+        """From x_t = (1 - t) ε + t a at t = start/steps on, as `from_noise` does from t = 0."""
         noise = jax.random.normal(key, action.shape)
         x, _ = interpolate(noise, action, jnp.asarray(start / steps))
         return self._path(observation, x, start=start, steps=steps)
@@ -74,7 +81,7 @@ class FlowPolicy(AbstractCriticPolicy, AbstractRenoisingPolicy):
     ) -> Float[Array, " action_size"]:
         # A loop, for hundreds of unrolled steps would take long to compile.
         velocity = one_size(self.velocity, observation)
-        path = euler_path_dynamic(velocity, x, steps=jnp.asarray(steps), start=start)
+        path = euler_loop(velocity, x, steps=steps, start=start)
         return jnp.clip(path, -1, 1)
 
 

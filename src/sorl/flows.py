@@ -88,15 +88,18 @@ def euler_path(
     return x
 
 
-def euler_path_dynamic(
+def euler_loop(
     velocity: Velocity,
     x: Float[Array, " action_size"],
     *,
-    steps: Int[Array, ""],
+    steps: int | Int[Array, ""],
     start: int = 0,
 ) -> Float[Array, " action_size"]:
-    """The same path for a number of steps known only when the program runs; no gradient."""
-    k = steps.astype(jnp.float32)
+    """The same path as a loop, for many steps, or a number known only when the program runs.
+
+    In the latter case no gradient flows through it.
+    """
+    k = jnp.asarray(steps, jnp.float32)
     level = jnp.log2(k)
 
     def step(i: Int[Array, ""], x: Float[Array, " action_size"]) -> Float[Array, " action_size"]:

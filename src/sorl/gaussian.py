@@ -42,6 +42,11 @@ class DirectActor(eqx.Module):
         self.mlp = MLP(spec.observation_size, hidden, spec.action_size, layer_norm=False, key=key)
         self.squash = squash
 
+    @property
+    def action_size(self) -> int:
+        """Entries of the answer."""
+        return self.mlp.layers[-1].bias.shape[-1]
+
     def __call__(
         self, observation: Float[Array, " observation_size"]
     ) -> Float[Array, " action_size"]:
@@ -66,11 +71,19 @@ class _DirectPolicy(AbstractPolicy):
         """Raise `InputError` unless `steps` is 1."""
         check_one_pass(steps)
 
-    def sample(
-        self, observation: Float[Array, " observation_size"], *, steps: int, key: PRNGKeyArray
+    def noise_shape(self, steps: int) -> tuple[int, ...]:
+        """[action_size]."""
+        return (self.actor.action_size,)
+
+    def from_noise(
+        self,
+        observation: Float[Array, " observation_size"],
+        noise: Float[Array, " action_size"],
+        *,
+        steps: int,
     ) -> Float[Array, " action_size"]:
-        """Draw one action, clipped; `steps` plays no part."""
-        return act_near(self.actor(observation), sampling_std=self.sampling_std, key=key)
+        """clip(μ(s) + σ ε, -1, 1); `steps` plays no part."""
+        return jnp.clip(self.actor(observation) + self.sampling_std * noise, -1, 1)
 
 
 class GaussianPolicy(_DirectPolicy):
@@ -126,10 +139,3 @@ def squared_distance(
 ) -> Float[Array, "*batch"]:
     """‖x - y‖²: the sum of squares over action entries, not their mean."""
     return jnp.sum((x - y) ** 2, axis=-1)
-
-
-def act_near(
-    mean: Float[Array, " action_size"], *, sampling_std: float, key: PRNGKeyArray
-) -> Float[Array, " action_size"]:
-    """Draw from N(mean, sampling_std² I) and clip to [-1, 1]; at 0 it is the mean, clipped."""
-    return jnp.clip(mean + sampling_std * jax.random.normal(key, mean.shape), -1, 1)

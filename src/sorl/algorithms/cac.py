@@ -81,11 +81,18 @@ class CACPolicy(AbstractCriticPolicy):
             steps, self.noise_levels - 1, "it was trained at no more noise levels above the lowest"
         )
 
-    def sample(
-        self, observation: Float[Array, " observation_size"], *, steps: int, key: PRNGKeyArray
+    def noise_shape(self, steps: int) -> tuple[int, ...]:
+        """[steps, action_size]: fresh noise for every step."""
+        return (steps, self.actor.action_size)
+
+    def from_noise(
+        self,
+        observation: Float[Array, " observation_size"],
+        noise: Float[Array, "steps action_size"],
+        *,
+        steps: int,
     ) -> Float[Array, " action_size"]:
-        """Draw one action in `steps` steps of the consistency model."""
-        noise = jax.random.normal(key, (steps, self.actor.action_size))
+        """`steps` steps of the consistency model, see `consistency_path`."""
         levels = NoiseLevels(self.noise_levels)
         return consistency_path(denoiser(self.actor, levels, observation), levels, noise)
 

@@ -80,11 +80,18 @@ class FQLPolicy(AbstractCriticPolicy):
         """Raise `InputError` unless `steps` is 1."""
         check_one_pass(steps)
 
-    def sample(
-        self, observation: Float[Array, " observation_size"], *, steps: int, key: PRNGKeyArray
+    def noise_shape(self, steps: int) -> tuple[int, ...]:
+        """[action_size]."""
+        return (self.actor.action_size,)
+
+    def from_noise(
+        self,
+        observation: Float[Array, " observation_size"],
+        noise: Float[Array, " action_size"],
+        *,
+        steps: int,
     ) -> Float[Array, " action_size"]:
-        """Draw one action: one pass from Gaussian noise, clipped; `steps` plays no part."""
-        noise = jax.random.normal(key, (self.actor.action_size,))
+        """One pass from the noise, clipped; `steps` plays no part."""
         return jnp.clip(self.actor(observation, noise), -1, 1)
 
 

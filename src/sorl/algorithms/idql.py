@@ -14,7 +14,7 @@ Pseudocode of one update:
     φ ← φ - Adam(∇φ L_Q);  φ̄ ← φ̄ + τ_target (φ - φ̄)
     θ ← θ - Adam(∇θ L_μ)
 
-At test time: N actions by ancestral sampling (`sorl.diffusion.ancestral_sample`) in any number of
+At test time: N actions by ancestral sampling (`sorl.diffusion.ancestral_path`) in any number of
 steps up to T, at times strided evenly with t = 1 among them; then the one with the highest min over
 heads of Q_φ. By itself 10 steps and N = 32. Few steps blur the modes; one answers about their mean.
 
@@ -39,7 +39,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from sorl import implicit_q, published
 from sorl.algorithm import AbstractAlgorithm, Metrics
 from sorl.critic_policy import AbstractCriticPolicy, check_at_most
-from sorl.diffusion import VariancePreserving, ancestral_sample, noise_prediction_error
+from sorl.diffusion import VariancePreserving, ancestral_path, noise_prediction_error
 from sorl.hyperparameters import (
     check_at_least,
     check_between_0_and_1,
@@ -77,17 +77,23 @@ class IDQLPolicy(AbstractCriticPolicy):
         """Raise `InputError` unless `steps` is from 1 to T."""
         check_at_most(steps, self.diffusion_steps, "its diffusion was trained at no more times")
 
-    def sample(
-        self, observation: Float[Array, " observation_size"], *, steps: int, key: PRNGKeyArray
+    def noise_shape(self, steps: int) -> tuple[int, ...]:
+        """[steps, action_size]: where the path begins, and what all steps but the last add."""
+        return (steps, self.noise_prediction.action_size)
+
+    def from_noise(
+        self,
+        observation: Float[Array, " observation_size"],
+        noise: Float[Array, "steps action_size"],
+        *,
+        steps: int,
     ) -> Float[Array, " action_size"]:
-        """Draw one action by `steps` steps of ancestral sampling, evenly strided over the T."""
-        return ancestral_sample(
+        """`steps` steps of ancestral sampling, evenly strided over the T."""
+        return ancestral_path(
             lambda x, time: self.noise_prediction(observation, x, time),
             SCHEDULE,
-            self.noise_prediction.action_size,
-            steps=steps,
+            noise,
             trained_steps=self.diffusion_steps,
-            key=key,
         )
 
 

@@ -46,8 +46,8 @@ from sorl.algorithm import AbstractAlgorithm, AbstractRenoisingPolicy, Metrics
 from sorl.errors import InputError
 from sorl.flows import (
     Velocity,
+    euler_loop,
     euler_path,
-    euler_path_dynamic,
     interpolate,
     self_consistency_target,
     stratified_levels,
@@ -115,11 +115,18 @@ class SORLPolicy(AbstractRenoisingPolicy):
                 f"{self.discretization})."
             )
 
-    def sample(
-        self, observation: Float[Array, " observation_size"], *, steps: int, key: PRNGKeyArray
+    def noise_shape(self, steps: int) -> tuple[int, ...]:
+        """[action_size]: where the path begins."""
+        return (self.velocity.action_size,)
+
+    def from_noise(
+        self,
+        observation: Float[Array, " observation_size"],
+        noise: Float[Array, " action_size"],
+        *,
+        steps: int,
     ) -> Float[Array, " action_size"]:
-        """Draw one action: `steps` Euler steps from Gaussian noise, clipped once at the end."""
-        noise = jax.random.normal(key, (self.velocity.action_size,))
+        """`steps` Euler steps from the noise, clipped once at the end."""
         return act_from_noise(
             self.velocity, observation, noise, steps=steps, finest=self.discretization
         )
@@ -329,7 +336,7 @@ class SORL(AbstractAlgorithm[SORLState]):
             observation: Float[Array, " observation_size"], x0: Float[Array, " action_size"]
         ) -> Float[Array, " action_size"]:
             velocity = bind(state.actor, observation)
-            return jnp.clip(euler_path_dynamic(velocity, x0, steps=steps), -1, 1)
+            return jnp.clip(euler_loop(velocity, x0, steps=steps), -1, 1)
 
         actions = jax.vmap(next_action)(batch.next_observation, noise)
         values = aggregate(
