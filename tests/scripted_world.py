@@ -57,6 +57,7 @@ class World:
                 length=1.0,
                 latency_ms=1.0,
                 act_ms=1.0,
+                candidates=1.0,
             )
             for i, member in enumerate(members)
             for budget in budgets

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from sorl import console
-from sorl.console import Display, print_scores, show_episodes
+from sorl.console import Display, print_scores, show_progress
 from sorl.runs import Run
 from sorl.types import Member
 
@@ -122,14 +122,14 @@ def test_being_asked_to_stop_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_episodes_on_a_terminal_and_elsewhere() -> None:
     screen = terminal()
-    with show_episodes(screen) as on_progress:
+    with show_progress(console=screen) as on_progress:
         on_progress(3, 4)
         deadline = time.monotonic() + 20
         while "3/4" not in written(screen) and time.monotonic() < deadline:
             time.sleep(0.01)
     assert "3/4" in written(screen)
     silent = Console(file=io.StringIO(), force_terminal=False)
-    with show_episodes(silent) as on_progress:
+    with show_progress(console=silent) as on_progress:
         on_progress(3, 4)
     assert written(silent) == ""
 

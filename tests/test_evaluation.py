@@ -330,7 +330,7 @@ def test_a_dead_worker_ends_the_evaluation_and_the_evaluator_recovers() -> None:
 
 
 def test_a_row_has_the_columns_of_evaluations_csv() -> None:
-    row = Evaluation(Member(2, 1), Budget(4, 8), 50, 0.5, -20.0, 100.0, 1.5, 0.25).row()
+    row = Evaluation(Member(2, 1), Budget(4, 8), 50, 0.5, -20.0, 100.0, 1.5, 0.25, 8.0).row()
     assert ",".join(row) == (
         "task,seed,budget,steps,best_of,episodes,success,return,length,latency_ms,act_ms"
     )

@@ -164,7 +164,7 @@ def test_every_candidate_is_scored_as_it_was_drawn_and_the_best_acts(
 ) -> None:
     budget, strategy = Budget(4, best_of), Strategy(sampler, Verifier.parse("mean-0.5std"))
     policy = Renoised()
-    found = consider(policy, OBSERVATION, budget=budget, strategy=strategy, key=KEY)
+    found = consider(policy, OBSERVATION, budget=budget, strategy=strategy, key=KEY).candidates
     assert found.actions.shape == (best_of, 2)
     assert len(np.unique(np.asarray(found.actions), axis=0)) == best_of, "draws differ"
     for action, score, steps in zip(*found, strict=True):
@@ -180,7 +180,7 @@ def test_every_candidate_is_scored_as_it_was_drawn_and_the_best_acts(
 
 
 def test_independent_draws_are_those_of_one_key_each() -> None:
-    found = consider(Judged(), OBSERVATION, budget=Budget(4, 3), key=KEY)
+    found = consider(Judged(), OBSERVATION, budget=Budget(4, 3), key=KEY).candidates
     for action, key in zip(found.actions, jax.random.split(KEY, 3), strict=True):
         np.testing.assert_array_equal(action, Judged().sample(OBSERVATION, steps=4, key=key))
 
@@ -188,7 +188,7 @@ def test_independent_draws_are_those_of_one_key_each() -> None:
 @pytest.mark.parametrize("best_of", [2, 5, 8, 11])
 def test_each_round_of_renoising_starts_from_the_best_so_far(best_of: int) -> None:
     budget, strategy = Budget(4, best_of), Strategy("renoise")
-    found = consider(Renoised(), OBSERVATION, budget=budget, strategy=strategy, key=KEY)
+    found = consider(Renoised(), OBSERVATION, budget=budget, strategy=strategy, key=KEY).candidates
     actions, scores = np.asarray(found.actions), np.asarray(found.scores)
     sizes = [len(part) for part in np.array_split(np.arange(best_of), ROUNDS) if len(part)]
     done = sizes[0]
@@ -209,7 +209,7 @@ def test_renoising_finds_better_actions_than_as_many_independent_draws() -> None
             found = consider(
                 Renoised(), OBSERVATION, budget=Budget(4, 16), strategy=strategy, key=key
             )
-            return jnp.max(found.scores)
+            return jnp.max(found.candidates.scores)
 
         return float(jnp.mean(jax.vmap(one)(keys)))
 

@@ -10,6 +10,7 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from sorl.choices import Choice
 from sorl.losses import Aggregation, aggregate
 from sorl.types import Budget, Spec, Transition
 
@@ -56,9 +57,11 @@ class AbstractScoredPolicy(AbstractPolicy):
 
     Attributes:
         aggregation: how the method itself combines the critic's heads into one score.
+        own_choice: how the method itself chooses among scored candidates.
     """
 
     aggregation: eqx.AbstractVar[Aggregation]
+    own_choice: ClassVar[Choice] = Choice("best")
 
     @abc.abstractmethod
     def values(

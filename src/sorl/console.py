@@ -103,7 +103,7 @@ class Display:
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[OnProgress]:
         """A second bar for the episodes of one evaluation."""
-        with _episodes(self._progress) as on_progress:
+        with _bar(self._progress, "evaluating") as on_progress:
             yield on_progress
 
     def scores(self, update: int, results: Sequence[Evaluation]) -> None:
@@ -157,19 +157,21 @@ def print_scores(
 
 
 @contextlib.contextmanager
-def show_episodes(console: Console | None = None) -> Iterator[OnProgress]:
-    """Give an `on_progress` for `evaluate` that draws a bar; silent without a terminal."""
+def show_progress(
+    doing: str = "evaluating", console: Console | None = None
+) -> Iterator[OnProgress]:
+    """Give an `on_progress` that draws a bar; silent without a terminal."""
     with (
         _bars(Console(stderr=True) if console is None else console) as bars,
-        _episodes(bars) as on_progress,
+        _bar(bars, doing) as on_progress,
     ):
         yield on_progress
 
 
 @contextlib.contextmanager
-def _episodes(bars: Progress) -> Iterator[OnProgress]:
+def _bar(bars: Progress, doing: str) -> Iterator[OnProgress]:
     begin = time.monotonic()
-    bar = bars.add_task("evaluating", total=None, note="")
+    bar = bars.add_task(doing, total=None, note="")
 
     def on_progress(done: int, total: int) -> None:
         rate = done / max(time.monotonic() - begin, 1e-9)

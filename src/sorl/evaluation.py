@@ -50,6 +50,8 @@ class Evaluation:
         length: mean number of steps.
         latency_ms: median milliseconds to decide for ONE observation, compiled, host to host.
         act_ms: mean milliseconds per environment step spent in the batched act in the rollouts.
+        candidates: mean number of candidates that a decision was chosen among; the budget's, unless
+            spending is adaptive.
     """
 
     member: Member
@@ -60,9 +62,10 @@ class Evaluation:
     length: float
     latency_ms: float
     act_ms: float
+    candidates: float
 
     def row(self) -> dict[str, int | float | str]:
-        """The columns of `evaluations.csv`, without `update`."""
+        """The columns of `evaluations.csv`, without `update`; runs are not adaptive."""
         return {
             "task": self.member.task,
             "seed": self.member.seed,
@@ -291,7 +294,7 @@ def _evaluate(
             for policy, member in zip(singles, members, strict=True)
         ]
         actors[0].prepare(sizes.observation_size, sizes.action_size)
-        last = run_rollouts(vector, actors, ids, episodes=episodes, seed=seed, on_episode=count)
+        last = run_rollouts(vector, actors, ids, episodes=episodes, on_episode=count)
         milliseconds = latency(singles[0], budget, sizes.observation_size, strategy)
         for index, member in enumerate(members):
             found[index, place] = Evaluation(
@@ -303,5 +306,6 @@ def _evaluate(
                 length=float(last[index]["length"].mean()),
                 latency_ms=milliseconds,
                 act_ms=1000 * actors[index].seconds / actors[index].steps,
+                candidates=actors[index].candidates / actors[index].steps,
             )
     return [found[key] for key in sorted(found)]

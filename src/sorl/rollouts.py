@@ -20,12 +20,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import equinox as eqx
 import jax
 import numpy as np
-from jaxtyping import Array, Float, UInt32
+from jaxtyping import Array, Float, Int, UInt32
 
 from sorl import inference
 from sorl.algorithm import AbstractPolicy
@@ -98,8 +98,11 @@ def _act_group(
     static: tuple[Hashable, ...],
     budget: Budget,
     strategy: Strategy,
-) -> Float[Array, "lanes action_size"]:
-    """Act for every lane; `identity` is (seed, task, member's seed), `clock` (episode, step)."""
+) -> tuple[Float[Array, "lanes action_size"], Int[Array, " lanes"]]:
+    """Act for every lane, and count the candidates.
+
+    `identity` is (seed, task, member's seed), `clock` (episode, step).
+    """
     policy = _unflatten(_Flat(arrays, static))
     seed, *member = identity
     key = jax.random.key(seed)
@@ -108,9 +111,11 @@ def _act_group(
 
     def act_lane(
         observation: Float[Array, " observation_size"], now: UInt32[Array, " 2"]
-    ) -> Float[Array, " action_size"]:
+    ) -> tuple[Float[Array, " action_size"], Int[Array, ""]]:
         lane_key = jax.random.fold_in(jax.random.fold_in(key, now[0]), now[1])
-        return inference.act(policy, observation, budget=budget, strategy=strategy, key=lane_key)
+        return inference.act_and_count(
+            policy, observation, budget=budget, strategy=strategy, key=lane_key
+        )
 
     return jax.vmap(act_lane)(observations, clock)
 
@@ -157,6 +162,20 @@ def select_member(policies: AbstractPolicy, index: int) -> AbstractPolicy:
     return jax.tree.map(lambda leaf: leaf[index] if eqx.is_array(leaf) else leaf, policies)
 
 
+class Actor(Protocol):
+    """Whoever acts for the groups of one member."""
+
+    member: Member
+
+    def start(self, episode: int) -> int:
+        """Seed of the start of one episode."""
+        ...
+
+    def __call__(self, observations: np.ndarray, clock: np.ndarray) -> np.ndarray:
+        """Actions of up to `LANES` observations; `clock` is episode and step of each."""
+        ...
+
+
 class GroupActor:
     """Acts for a group of lanes of one member, at one budget.
 
@@ -166,6 +185,11 @@ class GroupActor:
         budget: test-time compute.
         seed: seed of the evaluation.
         strategy: how the budget is spent.
+
+    Attributes:
+        seconds: time spent in acting so far.
+        steps: decisions so far.
+        candidates: candidates that these decisions were chosen among.
     """
 
     def __init__(
@@ -182,8 +206,10 @@ class GroupActor:
         )
         self.member = member
         self._identity = np.asarray([seed, member.task, member.seed], np.uint32)
+        self._seed = seed
         self.seconds = 0.0
         self.steps = 0
+        self.candidates = 0
 
     def prepare(self, observation_size: int, action_size: int) -> None:
         """Compile, and check that the policy fits the environment.
@@ -194,7 +220,7 @@ class GroupActor:
         observations = np.zeros((LANES, observation_size), np.float32)
         clock = np.zeros((LANES, 2), np.uint32)
         try:
-            actions = np.asarray(self._act(observations, self._identity, clock))
+            actions = np.asarray(self._act(observations, self._identity, clock)[0])
         except (TypeError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
@@ -208,6 +234,10 @@ class GroupActor:
                 f"The policy gives actions of {actions.shape[-1]} numbers, but the environment "
                 f"takes {action_size}: evaluate it on the environment it was trained on."
             )
+
+    def start(self, episode: int) -> int:
+        """Seed of the start of one episode."""
+        return episode_seed(self._seed, self.member.task, episode)
 
     def __call__(self, observations: np.ndarray, clock: np.ndarray) -> np.ndarray:
         """Actions of up to `LANES` observations.
@@ -228,9 +258,11 @@ class GroupActor:
         padded[:rows] = observations
         padded_clock = np.zeros((LANES, 2), np.uint32)
         padded_clock[:rows] = clock
-        actions = np.asarray(self._act(padded, self._identity, padded_clock))[:rows]
+        acted, counts = self._act(padded, self._identity, padded_clock)
+        actions = np.asarray(acted)[:rows]
         self.seconds += time.perf_counter() - start
         self.steps += rows
+        self.candidates += int(np.asarray(counts)[:rows].sum())
         if not np.all(np.isfinite(actions)):
             raise InputError(
                 f"The policy of {self.member} gave an action that is not finite: its training "
@@ -252,11 +284,10 @@ class _Group:
 
 def run_rollouts(
     vector: VectorEnvironment,
-    actors: Sequence[GroupActor],
+    actors: Sequence[Actor],
     environment_ids: Sequence[str],
     *,
     episodes: int,
-    seed: int,
     on_episode: Callable[[], None],
 ) -> np.ndarray:
     """Run all episodes of all members.
@@ -266,7 +297,6 @@ def run_rollouts(
         actors: one for each member.
         environment_ids: the environment of each member.
         episodes: episodes for each member.
-        seed: seed of the starts.
         on_episode: called when an episode has ended.
 
     Returns:
@@ -293,8 +323,7 @@ def run_rollouts(
         for slot in group.slots:
             if slot not in group.episodes and waiting[group.member]:
                 episode = group.episodes[slot] = waiting[group.member].popleft()
-                start = episode_seed(seed, actor.member.task, episode)
-                resets[slot] = (environment_ids[group.member], start)
+                resets[slot] = (environment_ids[group.member], actor.start(episode))
         actions: dict[int, np.ndarray] = {}
         if running:
             observations = np.stack([records[slot]["observation"] for slot in running])

@@ -131,7 +131,7 @@ def _spread(
         part = Budget(steps, count)
         actions = draw(policy, observation, budget=part, key=jax.random.fold_in(key, steps))
         parts.append(_scored(actions, score, steps))
-    return _joined(parts)
+    return joined(parts)
 
 
 def _renoise(
@@ -156,7 +156,7 @@ def _renoise(
             return policy.renoise(observation, best, start=steps // 2, steps=steps, key=k)
 
         actions = jax.vmap(again)(jax.random.split(round_key, size))
-        found = _joined([found, _scored(actions, score, steps)])
+        found = joined([found, _scored(actions, score, steps)])
     return found
 
 
@@ -168,5 +168,6 @@ def _scored(actions: Float[Array, "count action_size"], score: Score, steps: int
     )
 
 
-def _joined(parts: list[Candidates]) -> Candidates:
+def joined(parts: list[Candidates]) -> Candidates:
+    """Candidates one after another."""
     return Candidates(*(jnp.concatenate(leaves) for leaves in zip(*parts, strict=True)))

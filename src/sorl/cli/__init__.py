@@ -25,6 +25,7 @@ COMMANDS = {
     "compare": "train several algorithms on the same data and compare them",
     "resume": "go on with a run that was stopped or killed",
     "evaluate": "roll a run's policies out at any budgets",
+    "calibrate": "measure what each budget costs here and buys, so that deadlines can be kept",
     "report": "draw one or more runs as a single HTML page",
     "info": "describe a run, a policy or a data file",
 }

@@ -18,6 +18,8 @@ def _evaluate(
     budgets: tuple[str, ...] | None = None,
     sampler: Literal["independent", "spread", "renoise"] = "independent",
     verifier: str = "own",
+    choice: str = "own",
+    adaptive: float | None = None,
     episodes: int = 50,
     update: int | None = None,
     seed: int = 0,
@@ -36,6 +38,11 @@ def _evaluate(
             rounds that renoise the best.
         verifier: how the critic's heads are combined: own (as the method does), mean, min, or such
             as mean-0.5std.
+        choice: how the scores decide: own (as the method does), best (the highest), central (the
+            candidate nearest to all others), or such as typical-0.5 (the highest among the most
+            central half) or softmax-1.
+        adaptive: draw a quarter of the candidates, and the others only where the scores of the
+            first have a standard deviation above this threshold.
         episodes: episodes for each budget, task and seed.
         update: an earlier evaluated update of the run; without it the newest policies.
         seed: seed of the episodes' starts and of the sampling noise.
@@ -45,22 +52,28 @@ def _evaluate(
     """
     import json as json_module
 
-    from sorl.console import print_scores, show_episodes
+    from sorl.choices import Choice
+    from sorl.console import print_scores, show_progress
     from sorl.deployment.policy import load_stacked
     from sorl.deployment.storage import policy_folder, read_policy
     from sorl.errors import InputError
     from sorl.evaluation import evaluate
-    from sorl.inference import USUAL, Strategy, servable_budgets
+    from sorl.inference import USUAL, Adaptive, Strategy, servable_budgets
     from sorl.jobs import restore_policies
     from sorl.runs import Run
     from sorl.types import Budget
     from sorl.verifiers import Verifier
 
-    strategy = Strategy(sampler=sampler, verifier=Verifier.parse(verifier))
+    strategy = Strategy(
+        sampler=sampler,
+        verifier=Verifier.parse(verifier),
+        choice=Choice.parse(choice),
+        adaptive=None if adaptive is None else Adaptive(adaptive),
+    )
     if save and strategy != USUAL:
         raise InputError(
-            "--save keeps scores of the usual sampler and verifier only: leave it out, or leave "
-            "out --sampler and --verifier."
+            "--save keeps scores of budgets spent as the method does by itself: leave it out, or "
+            "leave out --sampler, --verifier, --choice and --adaptive."
         )
     wanted = None if budgets is None else [Budget.parse(text) for text in budgets]
     opened = Run.open(run)
@@ -74,7 +87,7 @@ def _evaluate(
         policies, members = restore_policies(opened, update)
     if wanted is None:
         wanted = servable_budgets(read_policy(policy_folder(run, members[0])).algorithm)
-    with show_episodes() as on_progress:
+    with show_progress() as on_progress:
         results = evaluate(
             policies,
             members,
@@ -102,7 +115,12 @@ def _evaluate(
             "update": update,
             "sampler": sampler,
             "verifier": str(strategy.verifier),
-            "results": rows,
+            "choice": str(strategy.choice),
+            "adaptive": adaptive,
+            "results": [
+                {**row, "candidates": result.candidates}
+                for row, result in zip(rows, results, strict=True)
+            ],
         }
         print(json_module.dumps(answer, indent=2))
         return

@@ -20,6 +20,9 @@ from jaxtyping import Array, Float, Key, PRNGKeyArray
 
 from sorl import inference
 from sorl.algorithm import AbstractPolicy, AbstractScoredPolicy
+from sorl.choices import OWN as OWN_CHOICE
+from sorl.choices import Choice
+from sorl.deployment.calibration import Calibration, read_calibration
 from sorl.deployment.storage import (
     SavedPolicy,
     is_policy,
@@ -29,7 +32,7 @@ from sorl.deployment.storage import (
     saved_members,
 )
 from sorl.errors import InputError
-from sorl.inference import Strategy
+from sorl.inference import Adaptive, Strategy
 from sorl.samplers import Sampler
 from sorl.types import Budget, Member
 from sorl.verifiers import OWN, Verifier
@@ -46,7 +49,7 @@ class Decision(NamedTuple):
     """Chosen actions and what they were chosen from; arrays begin with the observation's axes.
 
     Attributes:
-        action: the candidate with the highest score, float32 `[..., action_size]`.
+        action: the chosen candidate, float32 `[..., action_size]`.
         chosen: its place among the candidates, `[...]`.
         candidates: float32 `[..., best_of, action_size]`, in the order they were drawn.
         scores: the verifier's score of each, `[..., best_of]`.
@@ -70,15 +73,20 @@ class Policy:
         member: the task and the seed it was trained with.
         update: after how many updates it was saved.
         provenance: where it comes from.
+        calibration: what its budgets cost on some machine and what they buy; None where `sorl
+            calibrate` has not been run.
     """
 
-    def __init__(self, saved: SavedPolicy, *, random_seed: int) -> None:
+    def __init__(
+        self, saved: SavedPolicy, calibration: Calibration | None, *, random_seed: int
+    ) -> None:
         self.module = saved.module
         self.algorithm = saved.algorithm
         self.spec = saved.spec
         self.member = saved.member
         self.update = saved.update
         self.provenance = saved.provenance
+        self.calibration = calibration
         self._arrays, static = eqx.partition(saved.module, eqx.is_array)
         self._stream = jax.random.key(random_seed)
         self._drawn = 0
@@ -94,11 +102,14 @@ class Policy:
             strategy: Strategy,
         ) -> Any:
             policy = eqx.combine(arrays, static)
-            return jax.vmap(
-                lambda observation, key: decide(
-                    policy, observation, budget=budget, strategy=strategy, key=key
-                )
-            )(observations, keys)
+
+            def one(observation: Float[Array, " observation_size"], key: Key[Array, ""]) -> Any:
+                return decide(policy, observation, budget=budget, strategy=strategy, key=key)
+
+            if len(observations) > 1:
+                return jax.vmap(one)(observations, keys)
+            # Without a map the branch of adaptive spending is a real one, which saves its work.
+            return jax.tree.map(lambda leaf: leaf[None], one(observations[0], keys[0]))
 
         self._act = act
 
@@ -132,7 +143,7 @@ class Policy:
                     f"{path} holds the policy of {saved.member}: leave out task and seed, or give "
                     "the folder of the run."
                 )
-            return cls(saved, random_seed=random_seed)
+            return cls(saved, read_calibration(path), random_seed=random_seed)
         members = saved_members(path)
         fitting = [m for m in members if task in (None, m.task) and seed in (None, m.seed)]
         if not fitting:
@@ -140,7 +151,7 @@ class Policy:
                 f"The run {path} has no policy with "
                 f"{_wishes(task, seed)}: choose one of {', '.join(map(str, members))}."
             )
-        return cls(read_policy(policy_folder(path, fitting[0])), random_seed=random_seed)
+        return cls.load(policy_folder(path, fitting[0]), random_seed=random_seed)
 
     def act(
         self,
@@ -148,8 +159,11 @@ class Policy:
         *,
         steps: int | None = None,
         best_of: int | None = None,
-        sampler: Sampler = "independent",
-        verifier: Verifier | str = OWN,
+        deadline_ms: float | None = None,
+        sampler: Sampler | None = None,
+        verifier: Verifier | str | None = None,
+        choice: Choice | str | None = None,
+        adaptive: Adaptive | bool = False,
         key: PRNGKeyArray | int | None = None,
     ) -> np.ndarray:
         """Choose actions. The first call for a budget and a batch shape compiles, later ones run.
@@ -158,10 +172,20 @@ class Policy:
             observation: finite numbers, `[observation_size]` or `[..., observation_size]`.
             steps: sampling steps of one candidate. When None those that the method uses by
                 itself, `algorithm.default_budget.steps`.
-            best_of: candidates among which the critic chooses. When None as many as the method
-                uses by itself, `algorithm.default_budget.best_of`, whatever `steps` are.
-            sampler: how candidates are drawn, see `sorl.samplers`.
-            verifier: how the critic's heads become one score, see `sorl.verifiers`.
+            best_of: candidates among which one is chosen. When None as many as the method uses by
+                itself, `algorithm.default_budget.best_of`, whatever `steps` are.
+            deadline_ms: instead of `steps` and `best_of`, the milliseconds that this call may
+                take: the best budget that fits at the 99th percentile, as `sorl calibrate` found,
+                spent in the way that was calibrated. Call `prepare` before, since compiling takes
+                longer than any deadline.
+            sampler: how candidates are drawn, see `sorl.samplers`; independently when None.
+            verifier: how the critic's heads become one score, see `sorl.verifiers`; as the method
+                does by itself when None.
+            choice: how the scores decide, see `sorl.choices`; as the method does by itself when
+                None.
+            adaptive: draw fewer candidates where their scores hardly differ, never more than
+                `best_of`; True takes the threshold that `sorl calibrate` found. Saves time for one
+                observation, none for a batch.
             key: a random key or an integer seed. One observation uses the key itself, row i of a
                 batch (its leading axes flattened) uses `jax.random.split(key, rows)[i]`. When
                 None the policy's own stream is drawn from: a new key every call.
@@ -170,11 +194,13 @@ class Policy:
             float32 actions in [-1, 1], `[action_size]` or `[..., action_size]`.
 
         Raises:
-            InputError: the observation has another shape or is not finite, or the policy cannot
-                serve the budget by this sampler.
+            InputError: the observation has another shape or is not finite, the policy cannot
+                serve the budget in this way, or what needs a calibration has none that fits.
         """
-        budget, strategy = self._asked(steps, best_of, sampler, verifier)
         rows, leading = self._checked(observation)
+        budget, strategy = self._asked(
+            steps, best_of, deadline_ms, sampler, verifier, choice, adaptive, rows=len(rows)
+        )
         if not len(rows):
             return np.zeros((*leading, self.spec.action_size), np.float32)
         actions = self._act(
@@ -189,8 +215,10 @@ class Policy:
         *,
         steps: int | None = None,
         best_of: int | None = None,
-        sampler: Sampler = "independent",
-        verifier: Verifier | str = OWN,
+        deadline_ms: float | None = None,
+        sampler: Sampler | None = None,
+        verifier: Verifier | str | None = None,
+        choice: Choice | str | None = None,
         key: PRNGKeyArray | int | None = None,
     ) -> Decision:
         """Choose actions as `act` does, and tell what they were chosen from.
@@ -199,8 +227,10 @@ class Policy:
             observation: as for `act`.
             steps: as for `act`.
             best_of: as for `act`.
+            deadline_ms: as for `act`; to decide and to tell takes a little longer than to decide.
             sampler: as for `act`.
             verifier: as for `act`.
+            choice: as for `act`.
             key: as for `act`; the same key gives the same actions.
 
         Raises:
@@ -211,15 +241,17 @@ class Policy:
                 f"{type(self.module).__name__} has no critic, so there are no scores to tell: use "
                 "act."
             )
-        budget, strategy = self._asked(steps, best_of, sampler, verifier)
         rows, leading = self._checked(observation)
+        budget, strategy = self._asked(
+            steps, best_of, deadline_ms, sampler, verifier, choice, False, rows=len(rows)
+        )
         if not len(rows):
             raise InputError("There is no observation to decide on: give at least one.")
         found = self._act(
             self._arrays, rows, self._keys(key, rows, leading), inference.consider, budget, strategy
         )
-        actions, scores, drawn_in = (np.array(leaf) for leaf in found)
-        chosen = np.argmax(scores, axis=-1)
+        actions, scores, drawn_in = (np.array(leaf) for leaf in found.candidates)
+        chosen = np.array(found.chosen)
         return Decision(
             action=_unflattened(actions[np.arange(len(rows)), chosen], leading),
             chosen=_unflattened(chosen, leading),
@@ -228,19 +260,72 @@ class Policy:
             steps=_unflattened(drawn_in, leading),
         )
 
+    def prepare(self, *, rows: int = 1) -> None:
+        """Compile every calibrated budget for `rows` observations, so that deadlines can be kept.
+
+        Raises:
+            InputError: the policy has no calibration.
+        """
+        calibration = self._calibrated("To prepare for deadlines")
+        shape = (self.spec.observation_size,) if rows == 1 else (rows, self.spec.observation_size)
+        strategy = calibration.strategy
+        for measured in calibration.measured:
+            self.act(
+                np.zeros(shape),
+                steps=measured.budget.steps,
+                best_of=measured.budget.best_of,
+                sampler=strategy.sampler,
+                verifier=strategy.verifier,
+                choice=strategy.choice,
+                key=0,
+            )
+
     def _asked(
-        self, steps: int | None, best_of: int | None, sampler: Sampler, verifier: Verifier | str
+        self,
+        steps: int | None,
+        best_of: int | None,
+        deadline_ms: float | None,
+        sampler: Sampler | None,
+        verifier: Verifier | str | None,
+        choice: Choice | str | None,
+        adaptive: Adaptive | bool,
+        *,
+        rows: int,
     ) -> tuple[Budget, Strategy]:
+        if deadline_ms is not None:
+            own_way = (steps, best_of, sampler, verifier, choice)
+            if adaptive or any(word is not None for word in own_way):
+                raise InputError(
+                    "A deadline chooses the budget and how it is spent, as they were calibrated: "
+                    "leave out steps, best_of, sampler, verifier, choice and adaptive."
+                )
+            calibration = self._calibrated(f"A deadline of {deadline_ms:g} ms")
+            budget = calibration.best_within(deadline_ms, rows=max(rows, 1))
+            return budget, calibration.strategy
         own = self.algorithm.default_budget
         budget = Budget(
             steps=own.steps if steps is None else steps,
             best_of=own.best_of if best_of is None else best_of,
         )
-        if isinstance(verifier, str):
-            verifier = Verifier.parse(verifier)
-        strategy = Strategy(sampler=sampler, verifier=verifier)
+        if adaptive is True:
+            threshold = self._calibrated("Adaptive spending").threshold(budget)
+            adaptive = Adaptive(threshold)
+        strategy = Strategy(
+            sampler="independent" if sampler is None else sampler,
+            verifier=Verifier.parse(verifier) if isinstance(verifier, str) else verifier or OWN,
+            choice=Choice.parse(choice) if isinstance(choice, str) else choice or OWN_CHOICE,
+            adaptive=adaptive or None,
+        )
         inference.check(self.module, budget, strategy)
         return budget, strategy
+
+    def _calibrated(self, what: str) -> Calibration:
+        if self.calibration is None:
+            raise InputError(
+                f"{what} needs a calibration, and this policy has none: run `sorl calibrate` on "
+                "this machine and load the policy again."
+            )
+        return self.calibration
 
     def _keys(
         self, key: PRNGKeyArray | int | None, rows: np.ndarray, leading: tuple[int, ...]

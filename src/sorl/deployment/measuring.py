@@ -1,0 +1,87 @@
+"""Measuring a policy for its calibration: latencies, and what the critic believes of a budget.
+
+Latencies are those of `Policy.act` from call to return, compiled before. The budgets take turns, so
+that a moment in which the machine is busy with something else meets all of them alike, and no
+budget profits from caches that its own last call has filled.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from sorl.algorithm import AbstractScoredPolicy
+from sorl.deployment.policy import Policy
+from sorl.inference import Strategy, first_of
+from sorl.types import Budget
+
+Done = Callable[[int, int], None]
+"""Called with how much is done and how much there is."""
+
+
+def latencies(
+    policy: Policy,
+    budgets: Sequence[Budget],
+    rows: Sequence[int],
+    strategy: Strategy,
+    *,
+    calls: int,
+    on_progress: Done,
+) -> Float[np.ndarray, "budgets rows calls"]:
+    """Milliseconds of every call.
+
+    Args:
+        policy: whose `act` is timed; observations are zeros, which cost what others cost.
+        budgets: budgets to time.
+        rows: numbers of observations of one call.
+        strategy: how the budgets are spent; adaptive spending is not timed.
+        calls: timed calls for each budget and number of rows, at least 1.
+        on_progress: called after every round of calls.
+    """
+    taken = np.zeros((len(budgets), len(rows), calls))
+    for call in range(-1, calls):  # the first round compiles
+        for i, budget in enumerate(budgets):
+            for j, count in enumerate(rows):
+                shape = (policy.spec.observation_size,) if count == 1 else (count, -1)
+                observation = np.zeros((count, policy.spec.observation_size)).reshape(shape)
+                begin = time.perf_counter()
+                policy.act(
+                    observation,
+                    steps=budget.steps,
+                    best_of=budget.best_of,
+                    sampler=strategy.sampler,
+                    verifier=strategy.verifier,
+                    choice=strategy.choice,
+                )
+                taken[i, j, call] = 1000 * (time.perf_counter() - begin)
+        on_progress(call + 1, calls)
+    return taken
+
+
+def belief(
+    policy: Policy,
+    budget: Budget,
+    observations: Float[np.ndarray, "states observation_size"],
+    strategy: Strategy,
+) -> tuple[float | None, float | None]:
+    """`Measured.gain` and `Measured.spread` of one budget on held-out states."""
+    if not isinstance(policy.module, AbstractScoredPolicy):
+        return None, None
+    if budget.best_of == 1:
+        return 0.0, None
+    found = policy.act_info(
+        observations,
+        steps=budget.steps,
+        best_of=budget.best_of,
+        sampler=strategy.sampler,
+        verifier=strategy.verifier,
+        choice=strategy.choice,
+        key=0,
+    )
+    chosen = np.take_along_axis(found.scores, found.chosen[:, None], axis=1)[:, 0]
+    return float(np.mean(chosen - found.scores.mean(axis=1))), float(
+        np.median(found.scores[:, : first_of(budget.best_of)].std(axis=1))
+    )

@@ -1,0 +1,164 @@
+"""Calibrate a run: measure every budget of its policies and keep the table beside each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from sorl import inference, provenance
+from sorl.data.archive import ArchiveReader
+from sorl.data.names import EnvironmentName
+from sorl.data.sources import DEFAULT_FOLDER
+from sorl.deployment.calibration import Calibration, Measured, write_calibration
+from sorl.deployment.measuring import belief, latencies
+from sorl.deployment.policy import Policy, load_stacked
+from sorl.deployment.storage import policy_folder
+from sorl.errors import InputError
+from sorl.evaluation import evaluate
+from sorl.inference import Strategy
+from sorl.runs import Run
+from sorl.types import Budget, Member
+
+USUAL_BUDGETS = tuple(Budget(steps, n) for steps in (1, 2, 4, 8) for n in (1, 2, 4, 8, 32))
+"""What is measured where nothing else is asked for, as far as the policy can serve it."""
+
+OnProgress = Callable[[int, int], None]
+Progress = Callable[[str], AbstractContextManager[OnProgress]]
+"""From what is being done to whom to tell how much of it is done and how much there is."""
+
+
+def calibrate(
+    run: Run,
+    *,
+    budgets: Sequence[Budget] | None,
+    strategy: Strategy,
+    rows: Sequence[int],
+    calls: int,
+    episodes: int,
+    observations: Float[np.ndarray, "states observation_size"] | None,
+    seed: int,
+    workers: int | None,
+    progress: Progress,
+) -> dict[Member, Calibration]:
+    """Measure and write.
+
+    All members cost the same, so the first one's latencies are those of all. Rollouts are pooled
+    over the seeds of a task: a deadline should choose what is good for the method, not what luck
+    favoured in one seed.
+
+    Args:
+        run: the run.
+        budgets: budgets to measure; None means `USUAL_BUDGETS` that can be served.
+        strategy: how every budget is spent; not adaptively.
+        rows: numbers of observations of one call.
+        calls: timed calls for each budget and number of rows, at least 100 for a 99th percentile.
+        episodes: rollouts for each budget and member; 0 for none.
+        observations: held-out states; None to leave the critic's belief out.
+        seed: seed of the rollouts.
+        workers: processes that step environments; None means one a core.
+        progress: where to show it.
+
+    Raises:
+        InputError: a number is out of range, the run has no policy or cannot serve a budget, or
+            rollouts are asked of a run without an environment.
+        WorkerError: a worker process died.
+    """
+    environment = run.config.get("environment")
+    if calls < 100 or episodes < 0 or not rows or min(rows) < 1:
+        raise InputError(
+            f"A calibration with calls={calls}, episodes={episodes} and rows={tuple(rows)} is not "
+            "possible: give at least 100 calls, 0 or more episodes, and rows of at least 1."
+        )
+    if episodes and environment is None:
+        raise InputError(
+            f"{run.path} was trained without an environment: there is none for rollouts; give "
+            "--episodes 0."
+        )
+    stacked, members = load_stacked(run.path)
+    policies = [Policy.load(policy_folder(run.path, member)) for member in members]
+    if budgets is None:
+        budgets = [b for b in USUAL_BUDGETS if inference.serves(stacked, b, strategy)]
+    for budget in budgets:
+        inference.check(stacked, budget, strategy)
+    budgets, rows = list(dict.fromkeys(budgets)), sorted(set(rows))
+    with progress("timing") as on_progress:
+        taken = latencies(
+            policies[0], budgets, rows, strategy, calls=calls, on_progress=on_progress
+        )
+    succeeded: dict[tuple[int, Budget], list[float]] = {}
+    if episodes:
+        assert environment is not None  # checked above
+        with progress("evaluating") as on_progress:
+            for result in evaluate(
+                stacked,
+                members,
+                environment,
+                budgets=budgets,
+                strategy=strategy,
+                episodes=episodes,
+                workers=workers,
+                seed=seed,
+                on_progress=on_progress,
+            ):
+                key = result.member.task, result.budget
+                succeeded.setdefault(key, []).append(result.success)
+    made = provenance.provenance()
+    found = {}
+    for member, policy in zip(members, policies, strict=True):
+        measured = []
+        for i, budget in enumerate(budgets):
+            believed = None, None
+            if observations is not None:
+                believed = belief(policy, budget, observations, strategy)
+            shares = succeeded.get((member.task, budget), [])
+            p50, p99 = np.percentile(taken[i], [50, 99], axis=-1)
+            measured.append(
+                Measured(
+                    budget=budget,
+                    p50_ms=tuple(map(float, p50)),
+                    p99_ms=tuple(map(float, p99)),
+                    gain=believed[0],
+                    spread=believed[1],
+                    successes=round(sum(shares) * episodes),
+                    episodes=len(shares) * episodes,
+                )
+            )
+        found[member] = Calibration(
+            tuple(measured), tuple(rows), strategy, made["machine"], made["created"]
+        )
+    for member, calibration in found.items():
+        write_calibration(policy_folder(run.path, member), calibration)
+    return found
+
+
+def held_out_file(run: Run) -> Path | None:
+    """The file of held-out states: the run's validation data, else its training data, if there."""
+    path = run.config["dataset"]["path"]
+    if path is not None:
+        training = Path(path)
+    elif run.config.get("environment") is not None:
+        name = EnvironmentName.parse(run.config["environment"])
+        training = DEFAULT_FOLDER.expanduser() / f"{name.dataset}.npz"
+    else:
+        return None
+    files = (training.with_name(f"{training.stem}-val{training.suffix}"), training)
+    return next((file for file in files if file.is_file()), None)
+
+
+def states_of(file: Path, count: int, seed: int) -> Float[np.ndarray, "states observation_size"]:
+    """`count` observations of a data file, drawn without replacement (all of a smaller file).
+
+    Raises:
+        InputError: the file cannot be read, or `count` is below 1.
+    """
+    if count < 1:
+        raise InputError(f"{count} held-out states are not possible: give at least 1.")
+    reader = ArchiveReader(file)
+    reader.require("observations")
+    observations = reader.read("observations")
+    drawn = np.random.default_rng(seed).permutation(len(observations))[:count]
+    return np.asarray(observations[np.sort(drawn)], np.float32)
