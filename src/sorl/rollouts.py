@@ -20,7 +20,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -162,6 +162,7 @@ def select_member(policies: AbstractPolicy, index: int) -> AbstractPolicy:
     return jax.tree.map(lambda leaf: leaf[index] if eqx.is_array(leaf) else leaf, policies)
 
 
+@runtime_checkable
 class Actor(Protocol):
     """Whoever acts for the groups of one member."""
 

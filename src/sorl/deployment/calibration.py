@@ -13,12 +13,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from sorl import files
 from sorl.choices import Choice
 from sorl.errors import InputError
 from sorl.inference import Strategy
+from sorl.samplers import Sampler
 from sorl.types import Budget
 from sorl.verifiers import Verifier
 
@@ -206,6 +207,8 @@ def read_calibration(folder: Path) -> Calibration | None:
         measured = tuple(_measured(entry, len(rows)) for entry in content["measured"])
         if not measured or not rows or list(rows) != sorted(rows):
             raise ValueError("nothing was measured")
+        if content["sampler"] not in get_args(Sampler):
+            raise ValueError(f"there is no sampler {content['sampler']!r}")
         return Calibration(
             measured=measured,
             rows=rows,
