@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from sorl import inference
+from sorl import cli, inference
 from sorl.algorithms.bc import BC
 from sorl.algorithms.sorl import SORL
 from sorl.choices import Choice
@@ -29,8 +28,12 @@ from sorl.deployment.calibration import (
 from sorl.deployment.policy import Policy, save_policy
 from sorl.errors import InputError
 from sorl.inference import Strategy
+from sorl.jobs.calibration import held_out_file, states_of
+from sorl.runs import Run
 from sorl.types import Budget, Member, Spec
 from sorl.verifiers import Verifier
+
+pytest_plugins = ("run_fixtures",)
 
 SPEC = Spec(observation_size=3, action_size=2)
 BUDGETS = [Budget(1, 1), Budget(4, 1), Budget(4, 8), Budget(8, 1)]
@@ -43,6 +46,7 @@ def table(
     measured = tuple(
         Measured(
             Budget.parse(budget),
+            Choice("typical", 2) if "x1" not in budget else Choice(),
             p50_ms=tuple(0.5 * p99 * (1 + i) for i in range(len(rows))),
             p99_ms=tuple(p99 * (1 + i) for i in range(len(rows))),
             gain=0.25,
@@ -52,8 +56,8 @@ def table(
         )
         for budget, p99, (successes, episodes) in entries
     )
-    strategy = Strategy("spread", Verifier("min"), Choice("typical", 0.5))
-    return Calibration(measured, rows, strategy, {"cores": 2}, "2026-01-01T00:00:00+00:00")
+    created = "2026-01-01T00:00:00+00:00"
+    return Calibration(measured, rows, "independent", Verifier("min"), {"cores": 2}, created)
 
 
 @given(
@@ -82,7 +86,7 @@ def test_a_deadline_buys_the_best_that_fits(
         with pytest.raises(InputError, match="No budget fits"):
             calibration.best_within(deadline)
         return
-    chosen = calibration.best_within(deadline)
+    chosen = calibration.best_within(deadline).budget
     [(_, p99, wins)] = [e for e in allowed if e[0] == chosen]
     if rolled_out:
         assert wins == max(e[2] for e in allowed)
@@ -96,10 +100,10 @@ def test_candidates_that_harm_are_told_and_never_bought() -> None:
         ("8x1", 1.0, (90, 100)), ("8x8", 2.0, (60, 100)), ("4x1", 0.5, (50, 100)),
         ("4x8", 1.5, (49, 100)),
     )  # fmt: skip
-    assert calibration.best_within(100.0) == Budget(8, 1)
+    assert calibration.best_within(100.0).budget == Budget(8, 1)
     [sentence] = calibration.warnings()
-    assert sentence.startswith("8 candidates make things worse at 8 steps: 60% of 100")
-    assert "90% of 100" in sentence
+    assert sentence.startswith("8 candidates and the choice typical-2 make things worse at 8")
+    assert "60% of 100 episodes succeed against 90% of 100" in sentence
     # The chance itself, summed by hand: of 150 successes among 200, at most 60 fall on 8x8.
     chance = sum(math.comb(100, k) * math.comb(100, 150 - k) for k in range(50, 61))
     assert f"p = {chance / math.comb(200, 150):.2g}" in sentence
@@ -109,9 +113,9 @@ def test_candidates_that_harm_are_told_and_never_bought() -> None:
 
 def test_more_rows_take_the_next_measured_number() -> None:
     calibration = table(("1x1", 1.0, (1, 2)), ("8x1", 3.0, (2, 2)), rows=(1, 8))
-    assert calibration.best_within(3.0) == Budget(8, 1)
-    assert calibration.best_within(3.0, rows=2) == Budget(1, 1), "8 rows of 8x1 take 6 ms"
-    assert calibration.best_within(6.0, rows=8) == Budget(8, 1)
+    assert calibration.best_within(3.0).budget == Budget(8, 1)
+    assert calibration.best_within(3.0, rows=2).budget == Budget(1, 1), "8 rows of 8x1 take 6 ms"
+    assert calibration.best_within(6.0, rows=8).budget == Budget(8, 1)
     with pytest.raises(InputError, match=r"9 observations .* up to 8; run .* --rows 9"):
         calibration.best_within(6.0, rows=9)
 
@@ -141,7 +145,7 @@ def test_what_is_kept_is_read_again(tmp_path: Path) -> None:
         ({"rows": [4, 1]}, "damaged"),
         ({"rows": []}, "damaged"),
         ({"rows": [1, 2]}, "damaged"),
-        ({"choice": "worst"}, "damaged"),
+        ({"verifier": "worst"}, "damaged"),
         ({"sampler": None}, "sampler"),
         ({"machine": 3}, "damaged"),
     ],
@@ -163,10 +167,8 @@ def test_a_damaged_file_is_told(tmp_path: Path, change: dict[str, Any], expected
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("policy") / "task1-seed0"
     release(path, SORL(hidden=(8, 8)))
-    write_calibration(path, dataclasses.replace(
-        table(("1x1", 1.0, (1, 9)), ("4x1", 2.0, (5, 9)), ("4x8", 4.0, (8, 9))),
-        strategy=Strategy(verifier=Verifier("min"), choice=Choice("best")),
-    ))  # fmt: skip
+    entries = table(("1x1", 1.0, (1, 9)), ("4x1", 2.0, (5, 9)), ("4x8", 4.0, (8, 9)))
+    write_calibration(path, entries)
     return path
 
 
@@ -192,7 +194,12 @@ def test_a_deadline_is_the_budget_it_buys_spent_as_calibrated(folder: Path) -> N
             np.testing.assert_array_equal(
                 policy.act(observation, deadline_ms=deadline, key=5),
                 policy.act(
-                    observation, steps=steps, best_of=best_of, verifier="min", choice="best", key=5
+                    observation,
+                    steps=steps,
+                    best_of=best_of,
+                    verifier="min",
+                    choice="typical-2",
+                    key=5,
                 ),
             )
     info = policy.act_info(np.zeros(3), deadline_ms=5.0, key=1)
@@ -268,9 +275,8 @@ def test_latencies_take_turns_and_leave_compiling_out(
     done = []
     taken = measuring.latencies(
         policy,
-        [Budget(1, 1), Budget(4, 8)],
+        [(Budget(1, 1), Strategy()), (Budget(4, 8), Strategy())],
         [1, 5],
-        Strategy(),
         calls=3,
         on_progress=lambda *progress: done.append(progress),
     )
@@ -295,3 +301,90 @@ def test_beliefs_are_those_of_the_scores(folder: Path) -> None:
     assert best is not None
     assert gain is not None
     assert best > max(gain, 0)
+
+
+# The command -------------------------------------------------------------------------------
+
+
+def calibrate(*arguments: object) -> int:
+    return cli.run(["calibrate", *map(str, arguments)])
+
+
+def test_a_run_is_calibrated_and_its_policies_keep_deadlines(
+    copied: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    few = ("--budgets", "1x1", "2x1", "2x2", "--choices", "central", "best", "--calls", 100)
+    assert calibrate(copied, *few, "--episodes", 1, "--workers", 1, "--rows", 1, 3) == 0
+    shown = capsys.readouterr().out
+    for word in ("2x2", "central", "p50, p99 ms for 3", "0% of 1", "+0."):
+        assert word in shown
+    [folder] = (copied / "policy").iterdir()
+    found = read_calibration(folder)
+    assert found is not None
+    assert [(str(e.budget), str(e.choice)) for e in found.measured] == [
+        ("1x1", "own"), ("2x1", "own"), ("2x2", "central"), ("2x2", "best"),
+    ]  # fmt: skip
+    assert found.rows == (1, 3)
+    for entry in found.measured:
+        assert all(0 < p50 <= p99 for p50, p99 in zip(entry.p50_ms, entry.p99_ms, strict=True))
+    assert all(entry.episodes == 1 for entry in found.measured)
+    best, one = found.measured[3], found.measured[1]
+    assert best.gain is not None and best.gain > 0 == one.gain  # noqa: PT018
+    policy = Policy.load(copied)
+    assert policy.act(np.zeros(policy.spec.observation_size), deadline_ms=1e4).shape == (2,)
+
+    assert calibrate(copied, "--budgets", "1x1", "2x1", "--calls", 100, "--episodes", 0) == 0
+    found = read_calibration(folder)
+    assert found is not None
+    assert found.best_within(1e4).budget == Budget(2, 1), "without rollouts the most steps"
+
+
+def test_states_are_held_out_and_what_is_missing_is_told(
+    copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run.open(copied)
+    file = held_out_file(run)
+    assert file is not None
+    assert file.name.endswith("-val.npz")
+    states = states_of(file, 50, seed=1)
+    assert states.shape == (50, run.config["spec"]["observation_size"])
+    assert states.dtype == np.float32
+    with np.load(file) as data:
+        rows = {row.tobytes() for row in data["observations"].astype(np.float32)}
+    assert {row.tobytes() for row in states} <= rows
+    assert len({row.tobytes() for row in states}) == 50, "no state twice"
+    np.testing.assert_array_equal(states, states_of(file, 50, seed=1))
+
+    run.config["dataset"]["path"] = str(tmp_path / "moved.npz")
+    assert held_out_file(run) is None
+    config = copied / "config.json"
+    config.write_text(config.read_text().replace(str(file.parent), str(tmp_path)))
+    few = ("--budgets", "1x1", "2x2", "--choices", "best", "--calls", 100, "--episodes", 0)
+    assert calibrate(copied, *few) == 0
+    assert "No data are there" in capsys.readouterr().out
+    [folder] = (copied / "policy").iterdir()
+    found = read_calibration(folder)
+    assert found is not None
+    assert [entry.gain for entry in found.measured] == [None, None]
+
+
+def test_a_calibration_that_cannot_be_is_refused_and_leaves_nothing(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments, expected in (
+        (("--calls", 10), "at least 100 calls"),
+        (("--episodes", -1), "0 or more episodes"),
+        (("--rows", 0), "rows of at least 1"),
+        (("--budgets", "3x1"), "3 sampling steps"),
+        (("--budgets", "2by1"), "cannot be read"),
+        (("--choices", "worst"), "cannot be read"),
+        (("--states", 0), "0 held-out states"),
+        (("--data", copied / "nothing.npz"), "nothing.npz"),
+    ):
+        assert calibrate(copied, *arguments) == 2
+        message = capsys.readouterr().err
+        assert expected in message
+        assert message.count("\n") == 1
+    [folder] = (copied / "policy").iterdir()
+    assert read_calibration(folder) is None

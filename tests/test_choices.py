@@ -21,7 +21,7 @@ from sorl.types import Budget
 
 KEY = jax.random.key(3)
 OBSERVATION = jnp.asarray([0.3, 0.0, 0.0])
-RULES = ("best", "central", "typical-0.5", "typical-0.3", "softmax-1")
+RULES = ("best", "central", "typical-2", "typical-5", "softmax-1")
 
 
 class Blind(AbstractPolicy):
@@ -62,7 +62,7 @@ def by_hand(rule: str, parameter: float, actions: np.ndarray, scores: np.ndarray
         return {*np.flatnonzero(far <= far.min() + 1e-5).tolist()}
     if rule == "best":
         return {*np.flatnonzero(scores == scores.max()).tolist()}
-    kept = math.ceil(parameter * len(actions))
+    kept = min(round(parameter), len(actions))
     limit = np.sort(far)[kept - 1]
     surely, perhaps = far < limit - 1e-5, far <= limit + 1e-5
     least = scores[surely].max() if surely.any() else -np.inf
@@ -73,16 +73,16 @@ def by_hand(rule: str, parameter: float, actions: np.ndarray, scores: np.ndarray
     seed=st.integers(0, 2**16),
     count=st.integers(1, 9),
     rule=st.sampled_from(["best", "central", "typical"]),
-    share=st.floats(0.01, 1),
+    kept=st.integers(1, 12),
     crowded=st.booleans(),
 )
 def test_a_choice_is_that_of_a_plain_loop(
-    seed: int, count: int, rule: str, share: float, crowded: bool
+    seed: int, count: int, rule: str, kept: int, crowded: bool
 ) -> None:
     random = np.random.default_rng(seed)
     actions = random.normal(size=(count, 3)).astype(np.float32)
     scores = random.integers(3, size=count).astype(np.float32) if crowded else actions[:, 0] ** 2
-    choice = Choice.parse(f"{rule}-{share!r}" if rule == "typical" else rule)
+    choice = Choice.parse(f"{rule}-{kept}" if rule == "typical" else rule)
     chosen = int(choice.choose(jnp.asarray(actions), jnp.asarray(scores), key=KEY))
     assert chosen in by_hand(rule, choice.parameter, actions, scores)
 
@@ -90,7 +90,7 @@ def test_a_choice_is_that_of_a_plain_loop(
 def test_ties_go_to_the_first() -> None:
     actions = jnp.zeros((4, 2))
     scores = jnp.asarray([0.0, 1.0, 1.0, 0.0])
-    for text, expected in {"best": 1, "central": 0, "typical-0.5": 1, "typical-1": 1}.items():
+    for text, expected in {"best": 1, "central": 0, "typical-2": 1, "typical-1": 1}.items():
         assert int(Choice.parse(text).choose(actions, scores, key=KEY)) == expected
 
 
@@ -99,7 +99,7 @@ def test_central_is_in_the_crowd_whatever_the_scores() -> None:
     actions = jnp.asarray(np.concatenate([[[1.0, 1.0]], crowd, [[-1.0, 0.9]]]), jnp.float32)
     scores = jnp.asarray([9.0, *[0.0] * 6, 5.0])
     assert 1 <= int(Choice("central").choose(actions, scores, key=KEY)) <= 6
-    assert 1 <= int(Choice("typical", 0.5).choose(actions, scores, key=KEY)) <= 6
+    assert 1 <= int(Choice("typical", 3).choose(actions, scores, key=KEY)) <= 6
     assert int(Choice("best").choose(actions, scores, key=KEY)) == 0
 
 
@@ -124,7 +124,7 @@ def test_softmax_draws_by_its_probabilities() -> None:
 @given(
     st.one_of(
         st.sampled_from([Choice("own"), Choice("best"), Choice("central")]),
-        st.builds(Choice, st.just("typical"), st.floats(1e-6, 1)),
+        st.builds(Choice, st.just("typical"), st.integers(1, 10**6)),
         st.builds(Choice, st.just("softmax"), st.floats(1e-6, 1e6)),
     )
 )
@@ -137,7 +137,7 @@ def test_a_choice_is_written_as_it_is_read(choice: Choice) -> None:
     [
         "",
         *("worst", "best-1", "central-0.5", "own-2"),
-        *("typical", "typical-0", "typical-1.5", "typical-nan", "typical-0.5-"),
+        *("typical", "typical-0", "typical-1.5", "typical-nan", "typical-2-"),
         *("softmax-0", "softmax--1", "softmax-inf", "softmax-1e"),
     ],
 )
@@ -163,7 +163,7 @@ def test_central_needs_no_critic_and_the_others_do() -> None:
     actions = np.asarray(found.candidates.actions)
     assert int(found.chosen) in by_hand("central", 0, actions, np.zeros(8))
     np.testing.assert_array_equal(action, actions[int(found.chosen)])
-    for text in ("own", "best", "typical-0.5", "softmax-1"):
+    for text in ("own", "best", "typical-2", "softmax-1"):
         strategy = Strategy(choice=Choice.parse(text))
         with pytest.raises(InputError, match=r"no critic .* central, which needs none"):
             act(Blind(), OBSERVATION, budget=Budget(1, 8), strategy=strategy, key=KEY)

@@ -16,8 +16,9 @@ import pytest
 
 import probes
 from sorl.algorithms.sorl import SORL, SORLPolicy
+from sorl.choices import Choice
 from sorl.data.dataset import Dataset
-from sorl.inference import act
+from sorl.inference import Strategy, act
 from sorl.training import Snapshot, train
 from sorl.types import Budget
 
@@ -56,9 +57,15 @@ def policy_of(algorithm: SORL, snapshot: Snapshot, member: int = 0) -> SORLPolic
     return policy
 
 
+ARG_MAX = Strategy(choice=Choice("best"))
+
+
 @eqx.filter_jit
 def _act(policy: SORLPolicy, observation: Any, keys: Any, budget: Budget) -> Any:
-    return jax.vmap(lambda key: act(policy, observation, budget=budget, key=key))(keys)
+    def one(key: Any) -> Any:
+        return act(policy, observation, budget=budget, strategy=ARG_MAX, key=key)
+
+    return jax.vmap(one)(keys)
 
 
 def draw(

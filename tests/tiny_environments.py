@@ -67,11 +67,28 @@ class Wide(Reach):
     observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (4,), np.float64)
 
 
+class Sum(Reach):
+    """Rewards the first entry of every action; never ends by itself."""
+
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict]:
+        observation, _, _, _, info = super().step(action)
+        return observation, float(action[0]), False, False, info
+
+
+class Moody(Reach):
+    """Starts elsewhere every time, whatever the seed."""
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
+        return super().reset(seed=int.from_bytes(os.urandom(4)))
+
+
 def register(name: str, kind: Any, max_episode_steps: int | None = 12, trouble: str = "") -> None:
     gymnasium.register(name, kind, max_episode_steps=max_episode_steps, kwargs={"trouble": trouble})
 
 
 register("Reach-v0", Reach)
+register("Sum-v0", Sum)
+register("Moody-v0", Moody)
 register("ReachError-v0", Reach, trouble="raise")
 register("ReachDeath-v0", Reach, trouble="die")
 register("ReachForever-v0", Reach, max_episode_steps=None)

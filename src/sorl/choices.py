@@ -3,19 +3,18 @@
     own          as the method does by itself
     best         the highest score: the arg max of the paper
     central      the candidate nearest to all others, whatever the scores (so no critic is needed)
-    typical-0.5  the highest score among the most central half
+    typical-2    the highest score among the two (or as many as are named) most central ones
     softmax-1.0  at random, with probability ∝ exp(score / (T · standard deviation of the scores))
 
 The arg max finds what the critic overrates, and that lies at the edge of what the sampler draws,
 where the data are thin. Distances among the candidates tell where the sampler's density is high
-without computing it: with more of them `central` goes to the densest place, and `typical` sets a
-floor to how far from it the critic may go. All but the arg max are ours.
+without computing it: the more candidates, the nearer `central` comes to the densest place, and
+`typical` sets a floor to how far from it the critic may go. All but the arg max are ours.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from typing import Literal, cast, get_args
 
@@ -38,7 +37,7 @@ class Choice:
 
     Args:
         rule: which rule.
-        parameter: for `typical` the share of the candidates that stay, above 0 and at most 1; for
+        parameter: for `typical` how many candidates stay, a whole number of at least 1; for
             `softmax` the temperature T, above 0; for the others 0.
 
     Raises:
@@ -50,19 +49,21 @@ class Choice:
 
     def __post_init__(self) -> None:
         """Check what `parse` cannot have made."""
-        most = {"own": 0.0, "best": 0.0, "central": 0.0, "typical": 1.0, "softmax": 1e6}
-        if self.rule not in most:
-            raise InputError(f"There is no choice {self.rule!r}: use {', '.join(most)}.")
-        takes = self.rule in ("typical", "softmax")
-        if not (0 < self.parameter <= most[self.rule] if takes else self.parameter == 0):
+        if self.rule not in get_args(Rule):
+            raise InputError(f"There is no choice {self.rule!r}: use {', '.join(get_args(Rule))}.")
+        possible = {
+            "typical": self.parameter >= 1 and self.parameter == round(self.parameter),
+            "softmax": 0 < self.parameter < float("inf"),
+        }.get(self.rule, self.parameter == 0)
+        if not possible:
             raise InputError(
-                f"Choice {self.rule} with {self.parameter} is not possible: typical takes a share "
-                "above 0 and at most 1, softmax a temperature above 0, the others no number."
+                f"Choice {self.rule} with {self.parameter} is not possible: typical takes a whole "
+                "number of candidates, softmax a temperature above 0, the others no number."
             )
 
     @classmethod
     def parse(cls, text: str) -> Choice:
-        """Read `own`, `best`, `central`, `typical-0.5` or `softmax-1`; the inverse of `str`.
+        """Read `own`, `best`, `central`, `typical-2` or `softmax-1`; the inverse of `str`.
 
         Raises:
             InputError: `text` is none of these.
@@ -71,11 +72,13 @@ class Choice:
         if rule in get_args(Rule) and (not number or re.fullmatch(_NUMBER, number)):
             return cls(rule=cast(Rule, rule), parameter=float(number or 0))
         raise InputError(
-            f"Choice {text!r} cannot be read: write own, best, central, or such as typical-0.5 or "
+            f"Choice {text!r} cannot be read: write own, best, central, or such as typical-2 or "
             "softmax-1."
         )
 
     def __str__(self) -> str:
+        if self.rule == "typical":
+            return f"typical-{round(self.parameter)}"
         return f"{self.rule}-{self.parameter!r}" if self.parameter else self.rule
 
     @property
@@ -106,7 +109,7 @@ class Choice:
             return jnp.argmin(remoteness(actions))
         if self.rule == "typical":
             far = remoteness(actions)
-            kept = math.ceil(self.parameter * len(actions))
+            kept = min(round(self.parameter), len(actions))
             return jnp.argmax(jnp.where(far <= jnp.sort(far)[kept - 1], scores, -jnp.inf))
         if self.rule == "softmax":
             # Equal scores leave nothing to choose by: then every candidate is as likely.

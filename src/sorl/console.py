@@ -175,7 +175,8 @@ def _bar(bars: Progress, doing: str) -> Iterator[OnProgress]:
 
     def on_progress(done: int, total: int) -> None:
         rate = done / max(time.monotonic() - begin, 1e-9)
-        bars.update(bar, completed=done, total=total, rate=rate, left=(total - done) / rate)
+        left = (total - done) / rate if done else None
+        bars.update(bar, completed=done, total=total, rate=rate, left=left)
 
     try:
         yield on_progress

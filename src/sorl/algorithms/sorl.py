@@ -18,13 +18,14 @@ Pseudocode of one update (M = M^disc, B^ = M^BTT, `batch` of B rows):
     θ ← θ - Adam(clip(∇θ actor loss; the gradient of L_QL runs through all k' steps))
     θ̄ ← θ̄ + τ (θ - θ̄);  φ̄ ← φ̄ + τ (φ - φ̄)
 
-At test time: π_k for any k in {1, 2, 4, ...} and best-of-N with Q_φ(s, ·, k) as verifier; what k
-above M and B^ mean is told at `SORLPolicy`.
+At test time: π_k for any k in {1, 2, 4, ...}, and N candidates with Q_φ(s, ·, k) as verifier; what
+k above M and B^ mean, and which candidate is chosen, is told at `SORLPolicy`.
 
 Departures from the paper: the critic may read the number of steps k of the policy it values
 (`critic_sees_steps`, as in the authors' experiments; the paper's equations do not show it).
-Ours: the actor's Q loss reads the critic after the critic's step of the same update; LayerNorm's
-epsilon is 1e-6.
+Ours: of N candidates the most central one acts and not the arg max of Q, which is the choice
+`best` (`sorl.choices`); the actor's Q loss reads the critic after the critic's step of the same
+update; LayerNorm's epsilon is 1e-6.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from sorl import published
 from sorl.algorithm import AbstractAlgorithm, AbstractRenoisingPolicy, Metrics
+from sorl.choices import Choice
 from sorl.errors import InputError
 from sorl.flows import (
     Velocity,
@@ -90,6 +92,9 @@ class SORLPolicy(AbstractRenoisingPolicy):
     velocity of the finest, which is that of the flow itself. Above M^BTT the critic has seen no
     such policy: it is asked about the one of M^BTT steps. Both rules are ours.
 
+    Of several candidates the most central one acts unless another choice is asked for: with a young
+    critic the paper's arg max of Q does worse than one candidate (results/test-time-compute).
+
     Attributes:
         velocity: the shortcut network.
         critic: the online critic.
@@ -105,6 +110,7 @@ class SORLPolicy(AbstractRenoisingPolicy):
     backprop_steps: int = eqx.field(static=True)
     aggregation: Aggregation = eqx.field(static=True)
     critic_sees_steps: bool = eqx.field(static=True)
+    own_choice: ClassVar[Choice] = Choice("central")
 
     def check_steps(self, steps: int) -> None:
         """Raise `InputError` unless `steps` is a power of two, at most `MOST_STEPS`."""

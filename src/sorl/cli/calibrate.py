@@ -26,7 +26,7 @@ def _calibrate(
     data: Path | None = None,
     sampler: Literal["independent", "spread", "renoise"] = "independent",
     verifier: str = "own",
-    choice: str = "own",
+    choices: tuple[str, ...] = ("central", "typical-2", "best"),
     seed: int = 0,
     workers: int | None = None,
 ) -> None:
@@ -38,8 +38,8 @@ def _calibrate(
 
     Args:
         run: folder of the run.
-        budgets: budgets to measure; without it 1, 2, 4 and 8 steps, with 1, 2, 4, 8 and 32
-            candidates each, as far as the policy can serve them.
+        budgets: budgets to measure; without it 1, 2, 4 and 8 steps with 1, 8 and 32 candidates
+            each, as far as the policy can serve them.
         rows: numbers of observations of one call to measure latencies for.
         calls: timed calls for each budget and number of rows.
         episodes: rollouts for each budget, task and seed; 0 for none, then a deadline buys steps
@@ -48,19 +48,17 @@ def _calibrate(
         data: file to take them from; without it the run's validation data, or its training data.
         sampler: how candidates are drawn.
         verifier: how the critic's heads are combined.
-        choice: how the scores decide.
+        choices: how one of several candidates is chosen; each is tried.
         seed: seed of the episodes and of the states.
         workers: processes that step environments; without it one a core.
     """
     from sorl.choices import Choice
     from sorl.console import show_progress
-    from sorl.inference import Strategy
     from sorl.jobs.calibration import calibrate, held_out_file, states_of
     from sorl.runs import Run
     from sorl.types import Budget
     from sorl.verifiers import Verifier
 
-    strategy = Strategy(sampler, Verifier.parse(verifier), Choice.parse(choice))
     wanted = None if budgets is None else [Budget.parse(text) for text in budgets]
     opened = Run.open(run)
     file = held_out_file(opened) if data is None else data
@@ -69,7 +67,9 @@ def _calibrate(
     found = calibrate(
         opened,
         budgets=wanted,
-        strategy=strategy,
+        choices=[Choice.parse(text) for text in choices],
+        sampler=sampler,
+        verifier=Verifier.parse(verifier),
         rows=rows,
         calls=calls,
         episodes=episodes,
@@ -97,14 +97,15 @@ def _print(calibration: Calibration, title: str) -> None:
 
     console = Console(highlight=False)
     table = Table()
-    for name in ("steps x best-of", *(f"p50, p99 ms for {n}" for n in calibration.rows)):
-        table.add_column(name, justify="left" if name.startswith("steps") else "right")
+    for name in ("steps x best-of", "choice", *(f"p50, p99 ms for {n}" for n in calibration.rows)):
+        table.add_column(name, justify="right" if name.startswith("p50") else "left")
     table.add_column("success", justify="right")
     table.add_column("critic believes", justify="right")
     for entry in calibration.measured:
         times = zip(entry.p50_ms, entry.p99_ms, strict=True)
         table.add_row(
             str(entry.budget),
+            str(entry.choice) if entry.budget.best_of > 1 else "",
             *(f"{p50:.2f}  {p99:.2f}" for p50, p99 in times),
             f"{entry.success:.0%} of {entry.episodes}" if entry.episodes else "",
             "" if entry.gain is None else f"{entry.gain:+.2f}",

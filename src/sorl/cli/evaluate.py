@@ -39,8 +39,8 @@ def _evaluate(
         verifier: how the critic's heads are combined: own (as the method does), mean, min, or such
             as mean-0.5std.
         choice: how the scores decide: own (as the method does), best (the highest), central (the
-            candidate nearest to all others), or such as typical-0.5 (the highest among the most
-            central half) or softmax-1.
+            candidate nearest to all others), or such as typical-2 (the higher of the two most
+            central ones) or softmax-1.
         adaptive: draw a quarter of the candidates, and the others only where the scores of the
             first have a standard deviation above this threshold.
         episodes: episodes for each budget, task and seed.

@@ -29,10 +29,11 @@ CALIBRATION = "calibration.json"
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """One budget.
+    """One budget, spent in one way.
 
     Attributes:
         budget: test-time compute of each decision.
+        choice: which candidate acted; `own` where there is one candidate.
         p50_ms: median milliseconds of `Policy.act`, for each of `Calibration.rows`.
         p99_ms: the 99th percentile likewise.
         gain: mean over held-out states of the critic's value of the chosen action, less that of
@@ -44,6 +45,7 @@ class Measured:
     """
 
     budget: Budget
+    choice: Choice
     p50_ms: tuple[float, ...]
     p99_ms: tuple[float, ...]
     gain: float | None = None
@@ -62,21 +64,27 @@ class Calibration:
     """Budgets of one policy, measured on one machine.
 
     Attributes:
-        measured: the budgets.
+        measured: the budgets, those of several candidates by one or more choices.
         rows: numbers of observations of one call that latencies were measured for, rising.
-        strategy: how every budget was spent.
+        sampler: how candidates were drawn.
+        verifier: how the critic's heads were combined.
         machine: on which machine, see `sorl.provenance.machine`.
         created: when, ISO 8601.
     """
 
     measured: tuple[Measured, ...]
     rows: tuple[int, ...]
-    strategy: Strategy
+    sampler: Sampler
+    verifier: Verifier
     machine: Mapping[str, Any]
     created: str
 
-    def best_within(self, deadline_ms: float, *, rows: int = 1) -> Budget:
-        """The budget to spend when a decision may take `deadline_ms` milliseconds.
+    def strategy(self, measured: Measured) -> Strategy:
+        """How the budget of `measured` was spent."""
+        return Strategy(self.sampler, self.verifier, measured.choice)
+
+    def best_within(self, deadline_ms: float, *, rows: int = 1) -> Measured:
+        """What to spend, and by which choice, when a decision may take `deadline_ms` milliseconds.
 
         Of the budgets whose 99th percentile fits: where all were rolled out, the one with the
         highest success, and of equals the fastest; so candidates that make things worse are never
@@ -109,8 +117,8 @@ class Calibration:
                 "allow more time or train a smaller network."
             )
         if rolled_out:
-            return max(fitting, key=lambda e: (e.success, -e.p99_ms[place])).budget
-        return max(fitting, key=lambda e: e.budget.steps).budget
+            return max(fitting, key=lambda e: (e.success, -e.p99_ms[place]))
+        return max(fitting, key=lambda e: e.budget.steps)
 
     def threshold(self, budget: Budget) -> float:
         """The spread of scores that half of the held-out states exceed, for adaptive spending.
@@ -154,10 +162,10 @@ class Calibration:
             )
             if chance < 0.05:
                 sentences.append(
-                    f"{entry.budget.best_of} candidates make things worse at {entry.budget.steps} "
-                    f"steps: {entry.success:.0%} of {entry.episodes} episodes succeed against "
-                    f"{one.success:.0%} of {one.episodes} with one (p = {chance:.2g}); a deadline "
-                    "does not buy them."
+                    f"{entry.budget.best_of} candidates and the choice {entry.choice} make things "
+                    f"worse at {entry.budget.steps} steps: {entry.success:.0%} of {entry.episodes} "
+                    f"episodes succeed against {one.success:.0%} of {one.episodes} with one "
+                    f"(p = {chance:.2g}); a deadline does not buy them."
                 )
         return sentences
 
@@ -168,7 +176,6 @@ def write_calibration(folder: Path, calibration: Calibration) -> None:
     Raises:
         InputError: it cannot be written.
     """
-    strategy = calibration.strategy
     files.write_json(
         folder / CALIBRATION,
         {
@@ -176,11 +183,14 @@ def write_calibration(folder: Path, calibration: Calibration) -> None:
             "created": calibration.created,
             "machine": dict(calibration.machine),
             "rows": list(calibration.rows),
-            "sampler": strategy.sampler,
-            "verifier": str(strategy.verifier),
-            "choice": str(strategy.choice),
+            "sampler": calibration.sampler,
+            "verifier": str(calibration.verifier),
             "measured": [
-                {**dataclasses.asdict(entry), "budget": str(entry.budget)}
+                {
+                    **dataclasses.asdict(entry),
+                    "budget": str(entry.budget),
+                    "choice": str(entry.choice),
+                }
                 for entry in calibration.measured
             ],
         },
@@ -212,11 +222,8 @@ def read_calibration(folder: Path) -> Calibration | None:
         return Calibration(
             measured=measured,
             rows=rows,
-            strategy=Strategy(
-                sampler=content["sampler"],
-                verifier=Verifier.parse(content["verifier"]),
-                choice=Choice.parse(content["choice"]),
-            ),
+            sampler=content["sampler"],
+            verifier=Verifier.parse(content["verifier"]),
             machine=dict(content["machine"]),
             created=str(content["created"]),
         )
@@ -230,6 +237,7 @@ def _measured(entry: Mapping[str, Any], rows: int) -> Measured:
     p50, p99 = (_milliseconds(entry[name], rows) for name in ("p50_ms", "p99_ms"))
     return Measured(
         budget=Budget.parse(entry["budget"]),
+        choice=Choice.parse(entry["choice"]),
         p50_ms=p50,
         p99_ms=p99,
         gain=None if entry["gain"] is None else float(entry["gain"]),

@@ -24,29 +24,27 @@ Done = Callable[[int, int], None]
 
 def latencies(
     policy: Policy,
-    budgets: Sequence[Budget],
+    ways: Sequence[tuple[Budget, Strategy]],
     rows: Sequence[int],
-    strategy: Strategy,
     *,
     calls: int,
     on_progress: Done,
-) -> Float[np.ndarray, "budgets rows calls"]:
+) -> Float[np.ndarray, "ways rows calls"]:
     """Milliseconds of every call.
 
     Args:
         policy: whose `act` is timed; observations are zeros, which cost what others cost.
-        budgets: budgets to time.
+        ways: budgets and how each is spent; adaptive spending is not timed.
         rows: numbers of observations of one call.
-        strategy: how the budgets are spent; adaptive spending is not timed.
-        calls: timed calls for each budget and number of rows, at least 1.
+        calls: timed calls for each way and number of rows, at least 1.
         on_progress: called after every round of calls.
     """
-    taken = np.zeros((len(budgets), len(rows), calls))
+    taken = np.zeros((len(ways), len(rows), calls))
+    size = policy.spec.observation_size
     for call in range(-1, calls):  # the first round compiles
-        for i, budget in enumerate(budgets):
+        for i, (budget, strategy) in enumerate(ways):
             for j, count in enumerate(rows):
-                shape = (policy.spec.observation_size,) if count == 1 else (count, -1)
-                observation = np.zeros((count, policy.spec.observation_size)).reshape(shape)
+                observation = np.zeros(size if count == 1 else (count, size))
                 begin = time.perf_counter()
                 policy.act(
                     observation,

@@ -268,8 +268,8 @@ class Policy:
         """
         calibration = self._calibrated("To prepare for deadlines")
         shape = (self.spec.observation_size,) if rows == 1 else (rows, self.spec.observation_size)
-        strategy = calibration.strategy
         for measured in calibration.measured:
+            strategy = calibration.strategy(measured)
             self.act(
                 np.zeros(shape),
                 steps=measured.budget.steps,
@@ -300,8 +300,8 @@ class Policy:
                     "leave out steps, best_of, sampler, verifier, choice and adaptive."
                 )
             calibration = self._calibrated(f"A deadline of {deadline_ms:g} ms")
-            budget = calibration.best_within(deadline_ms, rows=max(rows, 1))
-            return budget, calibration.strategy
+            best = calibration.best_within(deadline_ms, rows=max(rows, 1))
+            return best.budget, calibration.strategy(best)
         own = self.algorithm.default_budget
         budget = Budget(
             steps=own.steps if steps is None else steps,

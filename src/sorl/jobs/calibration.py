@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from sorl import inference, provenance
+from sorl.choices import OWN, Choice
 from sorl.data.archive import ArchiveReader
 from sorl.data.names import EnvironmentName
 from sorl.data.sources import DEFAULT_FOLDER
@@ -18,13 +19,18 @@ from sorl.deployment.measuring import belief, latencies
 from sorl.deployment.policy import Policy, load_stacked
 from sorl.deployment.storage import policy_folder
 from sorl.errors import InputError
-from sorl.evaluation import evaluate
+from sorl.evaluation import Evaluator
 from sorl.inference import Strategy
 from sorl.runs import Run
+from sorl.samplers import Sampler
 from sorl.types import Budget, Member
+from sorl.verifiers import Verifier
 
-USUAL_BUDGETS = tuple(Budget(steps, n) for steps in (1, 2, 4, 8) for n in (1, 2, 4, 8, 32))
+USUAL_BUDGETS = tuple(Budget(steps, n) for steps in (1, 2, 4, 8) for n in (1, 8, 32))
 """What is measured where nothing else is asked for, as far as the policy can serve it."""
+
+USUAL_CHOICES = (Choice("central"), Choice("typical", 2), Choice("best"))
+"""How several candidates are chosen among, likewise."""
 
 OnProgress = Callable[[int, int], None]
 Progress = Callable[[str], AbstractContextManager[OnProgress]]
@@ -35,7 +41,9 @@ def calibrate(
     run: Run,
     *,
     budgets: Sequence[Budget] | None,
-    strategy: Strategy,
+    choices: Sequence[Choice],
+    sampler: Sampler,
+    verifier: Verifier,
     rows: Sequence[int],
     calls: int,
     episodes: int,
@@ -53,7 +61,9 @@ def calibrate(
     Args:
         run: the run.
         budgets: budgets to measure; None means `USUAL_BUDGETS` that can be served.
-        strategy: how every budget is spent; not adaptively.
+        choices: each is tried at every budget of several candidates.
+        sampler: how candidates are drawn.
+        verifier: how the critic's heads are combined.
         rows: numbers of observations of one call.
         calls: timed calls for each budget and number of rows, at least 100 for a 99th percentile.
         episodes: rollouts for each budget and member; 0 for none.
@@ -80,45 +90,54 @@ def calibrate(
         )
     stacked, members = load_stacked(run.path)
     policies = [Policy.load(policy_folder(run.path, member)) for member in members]
+    ways = [
+        (budget, Strategy(sampler, verifier, choice))
+        for budget in dict.fromkeys(USUAL_BUDGETS if budgets is None else budgets)
+        for choice in (choices if budget.best_of > 1 else (OWN,))
+    ]
     if budgets is None:
-        budgets = [b for b in USUAL_BUDGETS if inference.serves(stacked, b, strategy)]
-    for budget in budgets:
-        inference.check(stacked, budget, strategy)
-    budgets, rows = list(dict.fromkeys(budgets)), sorted(set(rows))
+        ways = [way for way in ways if inference.serves(stacked, *way)]
+    for way in ways:
+        inference.check(stacked, *way)
+    rows = sorted(set(rows))
     with progress("timing") as on_progress:
-        taken = latencies(
-            policies[0], budgets, rows, strategy, calls=calls, on_progress=on_progress
-        )
-    succeeded: dict[tuple[int, Budget], list[float]] = {}
+        taken = latencies(policies[0], ways, rows, calls=calls, on_progress=on_progress)
+    succeeded: dict[tuple[int, Budget, Strategy], list[float]] = {}
     if episodes:
         assert environment is not None  # checked above
-        with progress("evaluating") as on_progress:
-            for result in evaluate(
-                stacked,
-                members,
-                environment,
-                budgets=budgets,
-                strategy=strategy,
-                episodes=episodes,
-                workers=workers,
-                seed=seed,
-                on_progress=on_progress,
-            ):
-                key = result.member.task, result.budget
-                succeeded.setdefault(key, []).append(result.success)
+        with (
+            progress("evaluating") as on_progress,
+            Evaluator(environment, workers=workers) as evaluator,
+        ):
+            for place, (budget, strategy) in enumerate(ways):
+                results = evaluator.evaluate(
+                    stacked,
+                    members,
+                    budgets=[budget],
+                    strategy=strategy,
+                    episodes=episodes,
+                    seed=seed,
+                    on_progress=lambda done, total, before=place: on_progress(
+                        before * total + done, len(ways) * total
+                    ),
+                )
+                for result in results:
+                    key = result.member.task, budget, strategy
+                    succeeded.setdefault(key, []).append(result.success)
     made = provenance.provenance()
     found = {}
     for member, policy in zip(members, policies, strict=True):
         measured = []
-        for i, budget in enumerate(budgets):
+        for i, (budget, strategy) in enumerate(ways):
             believed = None, None
             if observations is not None:
                 believed = belief(policy, budget, observations, strategy)
-            shares = succeeded.get((member.task, budget), [])
+            shares = succeeded.get((member.task, budget, strategy), [])
             p50, p99 = np.percentile(taken[i], [50, 99], axis=-1)
             measured.append(
                 Measured(
                     budget=budget,
+                    choice=strategy.choice,
                     p50_ms=tuple(map(float, p50)),
                     p99_ms=tuple(map(float, p99)),
                     gain=believed[0],
@@ -128,7 +147,7 @@ def calibrate(
                 )
             )
         found[member] = Calibration(
-            tuple(measured), tuple(rows), strategy, made["machine"], made["created"]
+            tuple(measured), tuple(rows), sampler, verifier, made["machine"], made["created"]
         )
     for member, calibration in found.items():
         write_calibration(policy_folder(run.path, member), calibration)
