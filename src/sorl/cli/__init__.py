@@ -27,6 +27,7 @@ COMMANDS = {
     "evaluate": "roll a run's policies out at any budgets",
     "calibrate": "measure what each budget costs here and buys, so that deadlines can be kept",
     "report": "draw one or more runs as a single HTML page",
+    "export": "write a policy as ONNX, StableHLO or plain NumPy",
     "info": "describe a run, a policy or a data file",
 }
 

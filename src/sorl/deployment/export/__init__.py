@@ -1,0 +1,1 @@
+"""Released policies for machines without JAX or without sorl: as ONNX, StableHLO or plain NumPy."""

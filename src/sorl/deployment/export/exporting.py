@@ -1,0 +1,114 @@
+"""Exports a policy into a folder, and checks what it has written against the policy itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import sorl
+from sorl import algorithms, files
+from sorl.deployment.export.check import OBSERVATIONS, TOLERANCE, compare
+from sorl.deployment.export.graphs import Contents, Graph, graphs_of
+from sorl.deployment.policy import Policy
+from sorl.errors import InputError
+from sorl.inference import check_budgets, servable_budgets
+from sorl.types import Budget
+from sorl.verifiers import OWN, Verifier
+
+Format = Literal["onnx", "stablehlo", "numpy"]
+
+FORMAT = 1
+MANIFEST = "export.json"
+
+
+def export(
+    policy: Policy,
+    out: Path | str,
+    *,
+    format: Format,
+    budgets: Iterable[Budget] | None = None,
+    verifier: Verifier | str = OWN,
+) -> dict[str, Any]:
+    """Write `policy` in another format into the folder `out`, an earlier export there replaced.
+
+    What was written is run and compared with the policy, see `sorl.deployment.export.check`.
+
+    Args:
+        policy: the policy.
+        out: folder to make.
+        format: onnx, stablehlo or numpy; each has a file beside this one that tells what it is.
+        budgets: which numbers of steps, and where best-of is above 1, for any number of candidates;
+            when None 1x1, 4x1, 4x8 and the algorithm's own, as far as they can be served.
+        verifier: how the critic's heads become the score that chooses.
+
+    Returns:
+        What export.json holds: versions, origin, graphs with inputs and outputs and the largest
+        differences found, digests of the files.
+
+    Raises:
+        InputError: the policy cannot serve a budget or be written in this format, a package is
+            missing, `out` is something else, or the export differs from the policy by more than
+            `sorl.deployment.export.check.TOLERANCE`. `out` is as it was then.
+    """
+    out = Path(out)
+    if format not in get_args(Format):
+        raise InputError(f"There is no format {format!r}: use {', '.join(get_args(Format))}.")
+    if out.exists() and not (out / MANIFEST).is_file():
+        raise InputError(f"{out} is there and is no export: choose another folder.")
+    if isinstance(verifier, str):
+        verifier = Verifier.parse(verifier)
+    asked = sorted(set(servable_budgets(policy.algorithm) if budgets is None else budgets))
+    if not asked:
+        raise InputError("There is no budget to export: give at least one, such as 4x1.")
+    check_budgets(policy.module, asked)
+    own = policy.algorithm.default_budget
+    contents = Contents(
+        policy.module,
+        policy.spec,
+        graphs_of(asked),
+        verifier,
+        own if graphs_of([own])[0] in graphs_of(asked) else asked[0],
+    )
+    module = importlib.import_module(f"sorl.deployment.export.{format}_format")
+    with files.explained("write", out), files.new_folder(out) as folder:
+        module.write(folder, contents)
+        manifest: dict[str, Any] = {
+            "format": FORMAT,
+            "kind": format,
+            "sorl": sorl.__version__,
+            "algorithm": algorithms.describe(policy.algorithm),
+            "spec": dataclasses.asdict(policy.spec),
+            "member": policy.member._asdict(),
+            "update": policy.update,
+            "verifier": str(verifier),
+            "files": {path.name: _described(path) for path in sorted(folder.iterdir())},
+        }
+        files.write_json(folder / MANIFEST, manifest)
+        run = module.load(folder)
+        manifest["graphs"] = [
+            {
+                "name": str(graph),
+                "steps": graph.steps,
+                "file": module.file_name(graph),
+                "inputs": graph.inputs(policy.module, policy.spec),
+                "outputs": graph.outputs(policy.spec),
+                "difference": {"observations": OBSERVATIONS, "tolerance": TOLERANCE}
+                | compare(contents, graph, run, candidates=_most(asked, graph))._asdict(),
+            }
+            for graph in contents.graphs
+        ]
+        files.write_json(folder / MANIFEST, manifest)
+    return manifest
+
+
+def _most(budgets: Iterable[Budget], graph: Graph) -> int:
+    return max(budget.best_of for budget in budgets if graph in graphs_of([budget]))
+
+
+def _described(path: Path) -> dict[str, Any]:
+    content = path.read_bytes()
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}

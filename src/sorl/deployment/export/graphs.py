@@ -1,0 +1,118 @@
+"""What is exported: for every number of steps one graph that acts, one that chooses as well.
+
+    4x1    one candidate in 4 steps, nothing is scored
+    4xN    any number of candidates in 4 steps, the critic and the choice inside
+
+Both take `observation` [batch, observation_size] and `noise` [batch, candidates, *noise_shape],
+standard normal numbers, which the caller draws: so every format computes the same plain function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from sorl.algorithm import AbstractPolicy, AbstractScoredPolicy
+from sorl.types import Budget, Spec
+from sorl.verifiers import Verifier
+
+
+class Graph(NamedTuple):
+    """One of them.
+
+    Attributes:
+        steps: sampling steps of a candidate.
+        scored: whether it chooses among candidates.
+    """
+
+    steps: int
+    scored: bool
+
+    def __str__(self) -> str:
+        return f"{self.steps}x{'N' if self.scored else 1}"
+
+    def inputs(self, policy: AbstractPolicy, spec: Spec) -> dict[str, tuple[int | str, ...]]:
+        """Names and shapes of what it takes; sizes that the caller chooses are words."""
+        candidates = "candidates" if self.scored else 1
+        return {
+            "observation": ("batch", spec.observation_size),
+            "noise": ("batch", candidates, *policy.noise_shape(self.steps)),
+        }
+
+    def outputs(self, spec: Spec) -> dict[str, tuple[int | str, ...]]:
+        """Names and shapes of what it answers, see `Outputs`."""
+        action: dict[str, tuple[int | str, ...]] = {"action": ("batch", spec.action_size)}
+        if not self.scored:
+            return action
+        candidates = ("batch", "candidates", spec.action_size)
+        return {**action, "candidates": candidates, "scores": ("batch", "candidates")}
+
+
+def graphs_of(budgets: Iterable[Budget]) -> list[Graph]:
+    """The graphs that serve `budgets`, without repetition, by steps."""
+    return sorted({Graph(budget.steps, budget.best_of > 1) for budget in budgets})
+
+
+class Contents(NamedTuple):
+    """What an export is made of.
+
+    Attributes:
+        policy: the policy, for ONE observation.
+        spec: sizes of its observations and actions.
+        graphs: which graphs.
+        verifier: how those that choose score.
+        default: the budget for a caller that names none.
+    """
+
+    policy: AbstractPolicy
+    spec: Spec
+    graphs: Sequence[Graph]
+    verifier: Verifier
+    default: Budget
+
+
+class Outputs(NamedTuple):
+    """What a graph answers: arrays of JAX, or of NumPy from what runs without it.
+
+    Attributes:
+        action: in [-1, 1], `[batch, action_size]`.
+        candidates: in the order of their noise, `[batch, candidates, action_size]`.
+        scores: of each candidate, `[batch, candidates]`, higher is better, the first of the highest
+            is the action; None where nothing is scored.
+    """
+
+    action: Any
+    candidates: Any
+    scores: Any
+
+
+def decide(
+    policy: AbstractPolicy,
+    graph: Graph,
+    verifier: Verifier,
+    observation: Float[Array, "batch observation_size"],
+    noise: Float[Array, "batch candidates *noise_shape"],
+) -> Outputs:
+    """The graph in JAX: what `sorl.inference.act` does, from given noise."""
+
+    def act(s: jax.Array, z: jax.Array) -> jax.Array:
+        return policy.from_noise(s, z, steps=graph.steps)
+
+    def score(s: jax.Array, action: jax.Array) -> jax.Array:
+        assert isinstance(policy, AbstractScoredPolicy)
+        return verifier.score(policy, s, action, steps=graph.steps)
+
+    def over_candidates(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+        return jax.vmap(jax.vmap(function, in_axes=(None, 0)))
+
+    candidates = over_candidates(act)(observation, noise)
+    if not graph.scored:
+        return Outputs(candidates[:, 0], candidates, None)
+    scores = over_candidates(score)(observation, candidates)
+    chosen = jnp.argmax(scores, axis=1)
+    action = jax.vmap(lambda actions, place: actions[place])(candidates, chosen)
+    return Outputs(action, candidates, scores)
