@@ -5,6 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 
-for module in ("benchmarks.training", "benchmarks.evaluation"):
+for module in ("benchmarks.training", "benchmarks.evaluation", "benchmarks.exports"):
     print(f"== {module}", flush=True)
     subprocess.run([sys.executable, "-m", module], check=True)

@@ -90,6 +90,31 @@ class Outputs(NamedTuple):
     scores: Any
 
 
+def candidates_of(
+    policy: AbstractPolicy,
+    graph: Graph,
+    observation: Float[Array, "batch observation_size"],
+    noise: Float[Array, "batch candidates *noise_shape"],
+) -> Float[Array, "batch candidates action_size"]:
+    """The actions that noise becomes."""
+    return _over_candidates(lambda s, z: policy.from_noise(s, z, steps=graph.steps))(
+        observation, noise
+    )
+
+
+def scores_of(
+    policy: AbstractScoredPolicy,
+    graph: Graph,
+    verifier: Verifier,
+    observation: Float[Array, "batch observation_size"],
+    candidates: Float[Array, "batch candidates action_size"],
+) -> Float[Array, "batch candidates"]:
+    """The score of every candidate."""
+    return _over_candidates(lambda s, a: verifier.score(policy, s, a, steps=graph.steps))(
+        observation, candidates
+    )
+
+
 def decide(
     policy: AbstractPolicy,
     graph: Graph,
@@ -98,21 +123,16 @@ def decide(
     noise: Float[Array, "batch candidates *noise_shape"],
 ) -> Outputs:
     """The graph in JAX: what `sorl.inference.act` does, from given noise."""
-
-    def act(s: jax.Array, z: jax.Array) -> jax.Array:
-        return policy.from_noise(s, z, steps=graph.steps)
-
-    def score(s: jax.Array, action: jax.Array) -> jax.Array:
-        assert isinstance(policy, AbstractScoredPolicy)
-        return verifier.score(policy, s, action, steps=graph.steps)
-
-    def over_candidates(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-        return jax.vmap(jax.vmap(function, in_axes=(None, 0)))
-
-    candidates = over_candidates(act)(observation, noise)
+    candidates = candidates_of(policy, graph, observation, noise)
     if not graph.scored:
         return Outputs(candidates[:, 0], candidates, None)
-    scores = over_candidates(score)(observation, candidates)
+    assert isinstance(policy, AbstractScoredPolicy)
+    scores = scores_of(policy, graph, verifier, observation, candidates)
     chosen = jnp.argmax(scores, axis=1)
     action = jax.vmap(lambda actions, place: actions[place])(candidates, chosen)
     return Outputs(action, candidates, scores)
+
+
+def _over_candidates(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """A function of an observation and something of a candidate, for all candidates of a batch."""
+    return jax.vmap(jax.vmap(function, in_axes=(None, 0)))

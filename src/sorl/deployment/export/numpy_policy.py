@@ -246,7 +246,7 @@ class Program:
             sources = []
             for entry in inputs:
                 if isinstance(entry, int | float):
-                    self._memory.append(np.float32(entry))
+                    self._memory.append(np.asarray(entry, np.float32))
                     sources.append(len(self._memory) - 1)
                     continue
                 if entry not in places:
@@ -310,7 +310,9 @@ def _reshape(x: np.ndarray, *, shape: tuple[Any, ...], rows: int) -> np.ndarray:
 
 
 def _broadcast(x: np.ndarray, *, shape: tuple[Any, ...], rows: int) -> np.ndarray:
-    return np.broadcast_to(x, _sized(shape, rows))
+    whole = np.empty(_sized(shape, rows), x.dtype)  # np.broadcast_to takes many times longer
+    whole[...] = x
+    return whole
 
 
 def _slice(

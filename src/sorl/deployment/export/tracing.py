@@ -145,7 +145,9 @@ class _Writer:
         values.update(zip(jaxpr.invars, inputs, strict=True))
 
         def read(variable: Any) -> _Value:
-            return _constant(variable.val) if isinstance(variable, Literal) else values[variable]
+            if isinstance(variable, Literal):
+                return _constant(np.asarray(variable.val, variable.aval.dtype))  # pyright: ignore[reportAttributeAccessIssue]
+            return values[variable]
 
         for equation in jaxpr.eqns:
             results = self._equation(equation, [read(variable) for variable in equation.invars])
@@ -231,7 +233,9 @@ class _Writer:
             return self._scan(parameters, inputs, shapes)
         known = [value.constant for value in inputs if value.constant is not None]
         static = not any(ROWS in shape for shape in (*shapes, *outputs))
-        if len(known) == len(inputs) and (static or name in _ELEMENTWISE):
+        # Entry by entry it makes no difference what JAX has broadcast already.
+        entrywise = name in _ELEMENTWISE or name in ("convert_element_type", "integer_pow")
+        if len(known) == len(inputs) and (static or entrywise):
             results = equation.primitive.bind(*known, **parameters)
             return list(
                 map(_constant, results if equation.primitive.multiple_results else [results])
@@ -341,6 +345,13 @@ class _Writer:
         parts = [self.full(value, shape) for value, shape in zip(inputs, shapes, strict=True)]
         return self.emit("concatenate", parts, outputs[0], axis=int(dimension))
 
+    def jax_stack(self, inputs: Any, shapes: Any, outputs: Any, *, axis: int, **_: Any) -> _Value:
+        parts = []
+        for value, shape in zip(inputs, shapes, strict=True):
+            longer = (*shape[:axis], 1, *shape[axis:])
+            parts.append(self.reshape(self.full(value, shape), longer))
+        return self.emit("concatenate", parts, outputs[0], axis=int(axis))
+
     def jax_slice(
         self,
         inputs: Any,
@@ -354,20 +365,6 @@ class _Writer:
         if any(step != 1 for step in strides or ()):
             raise self._refusal("a slice that leaves entries out")
         return self.slice(self.full(inputs[0], shapes[0]), start_indices, _sizes(limit_indices))
-
-    def jax_dynamic_slice(self, inputs: Any, shapes: Any, outputs: Any, **_: Any) -> _Value:
-        x, *starts = inputs
-        if any(start.constant is None for start in starts):
-            raise self._refusal("a slice whose place depends on the inputs")
-        first = [
-            0 if size == taken else min(max(int(start.constant), 0), int(size) - int(taken))
-            for start, size, taken in zip(starts, shapes[0], outputs[0], strict=True)
-        ]
-        stops = [
-            taken if begin == 0 else begin + int(taken)
-            for begin, taken in zip(first, outputs[0], strict=True)
-        ]
-        return self.slice(self.full(x, shapes[0]), first, stops)
 
     def jax_split(self, inputs: Any, shapes: Any, outputs: Any, *, sizes: Any, axis: int) -> Any:
         x = self.full(inputs[0], shapes[0])
@@ -409,6 +406,13 @@ class _Writer:
         batch = tuple(left.shape[i] for i in left_batch)
         row_sizes = tuple(left.shape[i] for i in rows)
         column_sizes = tuple(right.shape[i] for i in columns)
+        if not batch and len(columns) > 1 and ROWS in column_sizes:
+            dimensions = (right_contracted, left_contracted), ((), ())
+            swapped = self.jax_dot_general(
+                inputs[::-1], shapes[::-1], outputs, dimension_numbers=dimensions
+            )
+            places = range(len(columns) + len(rows))
+            return self.transpose(swapped, [*places[len(columns) :], *places[: len(columns)]])
         inner = self._size(left.shape[i] for i in left_contracted)
         # Without a batch, one matrix serves all rows, however many axes they have.
         folded = row_sizes if not batch and rows else (self._size(row_sizes),)
