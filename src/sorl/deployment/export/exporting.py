@@ -54,7 +54,7 @@ def export(
             missing, `out` is something else, or the export differs from the policy by more than
             `sorl.deployment.export.check.TOLERANCE`. `out` is as it was then.
     """
-    out = Path(out)
+    out = Path(out).resolve()
     if format not in get_args(Format):
         raise InputError(f"There is no format {format!r}: use {', '.join(get_args(Format))}.")
     if out.exists() and not (out / MANIFEST).is_file():

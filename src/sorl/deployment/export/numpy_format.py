@@ -1,8 +1,11 @@
 """The NumPy format: the policy's arrays, what is done with them, and one module that does it.
 
-weights.safetensors    arrays
-programs.json          operations between them, see `array_program`, for every number of steps
-numpy_policy.py        a copy of the file beside this one; it needs nothing but NumPy
+    weights.safetensors    arrays
+    programs.json          operations between them, see `array_program`, for every number of steps
+    numpy_policy.py        a copy of the file beside this one; it needs nothing but NumPy
+
+Programs are data for one short module that is the same for every policy, rather than source code
+written anew for each: so a reader has one file to trust, and whatever is damaged can be told.
 """
 
 from __future__ import annotations
