@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from sorl import cli, inference
+from sorl import cli, inference, provenance
 from sorl.algorithms.bc import BC
 from sorl.algorithms.sorl import SORL
 from sorl.choices import Choice
@@ -22,6 +23,7 @@ from sorl.deployment.calibration import (
     CALIBRATION,
     Calibration,
     Measured,
+    OtherMachineWarning,
     read_calibration,
     write_calibration,
 )
@@ -57,7 +59,9 @@ def table(
         for budget, p99, (successes, episodes) in entries
     )
     created = "2026-01-01T00:00:00+00:00"
-    return Calibration(measured, rows, "independent", Verifier("min"), {"cores": 2}, created)
+    return Calibration(
+        measured, rows, "independent", Verifier("min"), provenance.machine(), created
+    )
 
 
 @given(
@@ -101,14 +105,14 @@ def test_candidates_that_harm_are_told_and_never_bought() -> None:
         ("4x8", 1.5, (49, 100)),
     )  # fmt: skip
     assert calibration.best_within(100.0).budget == Budget(8, 1)
-    [sentence] = calibration.warnings()
+    [sentence] = calibration.harmful()
     assert sentence.startswith("8 candidates and the choice typical-2 make things worse at 8")
     assert "60% of 100 episodes succeed against 90% of 100" in sentence
     # The chance itself, summed by hand: of 150 successes among 200, at most 60 fall on 8x8.
     chance = sum(math.comb(100, k) * math.comb(100, 150 - k) for k in range(50, 61))
     assert f"p = {chance / math.comb(200, 150):.2g}" in sentence
-    assert table(("8x1", 1.0, (2, 3)), ("8x8", 2.0, (1, 3))).warnings() == [], "too few to tell"
-    assert table(("8x1", 1.0, (0, 0)), ("8x8", 2.0, (0, 0))).warnings() == []
+    assert table(("8x1", 1.0, (2, 3)), ("8x8", 2.0, (1, 3))).harmful() == [], "too few to tell"
+    assert table(("8x1", 1.0, (0, 0)), ("8x8", 2.0, (0, 0))).harmful() == []
 
 
 def test_more_rows_take_the_next_measured_number() -> None:
@@ -227,6 +231,16 @@ def test_what_a_deadline_refuses(folder: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match="run `sorl calibrate`"):
             call()
+
+
+def test_another_machines_latencies_are_told_once(folder: Path) -> None:
+    policy = Policy.load(folder)
+    assert policy.calibration is not None
+    elsewhere = {**provenance.machine(), "cores": 10_000}
+    policy.calibration = dataclasses.replace(policy.calibration, machine=elsewhere)
+    with pytest.warns(OtherMachineWarning, match=r"another machine .*10000"):
+        policy.act(np.zeros(3), deadline_ms=3.0)
+    policy.act(np.zeros(3), deadline_ms=3.0)
 
 
 def test_adaptive_spending_takes_the_calibrated_threshold(folder: Path) -> None:

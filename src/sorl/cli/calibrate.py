@@ -112,5 +112,5 @@ def _print(calibration: Calibration, title: str) -> None:
         )
     console.print(title, soft_wrap=not console.is_terminal, markup=False)
     console.print(table)
-    for sentence in calibration.warnings():
+    for sentence in calibration.harmful():
         print(f"warning: {sentence}")

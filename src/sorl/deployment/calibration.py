@@ -11,11 +11,12 @@ the actions get better.
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from sorl import files
+from sorl import files, provenance
 from sorl.choices import Choice
 from sorl.errors import InputError
 from sorl.inference import Strategy
@@ -24,7 +25,12 @@ from sorl.types import Budget
 from sorl.verifiers import Verifier
 
 FORMAT = 1
+_DECISIVE = ("processor", "cores", "devices")
 CALIBRATION = "calibration.json"
+
+
+class OtherMachineWarning(UserWarning):
+    """Latencies were measured on a machine other than this one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +126,21 @@ class Calibration:
             return max(fitting, key=lambda e: (e.success, -e.p99_ms[place]))
         return max(fitting, key=lambda e: e.budget.steps)
 
+    def warn_elsewhere(self) -> None:
+        """Warn with `OtherMachineWarning` where this is not the machine that was measured."""
+        here = provenance.machine()
+        if any(self.machine.get(name) != here[name] for name in _DECISIVE):
+            there, ours = (
+                ", ".join(str(machine.get(name)) for name in _DECISIVE)
+                for machine in (self.machine, here)
+            )
+            warnings.warn(
+                f"Latencies were measured on another machine ({there}) than this one ({ours}): "
+                "deadlines may be missed; run `sorl calibrate` here.",
+                OtherMachineWarning,
+                stacklevel=3,
+            )
+
     def threshold(self, budget: Budget) -> float:
         """The spread of scores that half of the held-out states exceed, for adaptive spending.
 
@@ -139,7 +160,7 @@ class Calibration:
         assert nearest.spread is not None
         return nearest.spread
 
-    def warnings(self) -> list[str]:
+    def harmful(self) -> list[str]:
         """One sentence for every number of candidates that rollouts show to make things worse.
 
         Worse means: below one candidate in as many steps, by Fisher's exact test at 5% (one-sided).

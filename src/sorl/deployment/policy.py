@@ -90,6 +90,7 @@ class Policy:
         self._arrays, static = eqx.partition(saved.module, eqx.is_array)
         self._stream = jax.random.key(random_seed)
         self._drawn = 0
+        self._told_elsewhere = False
         self._lock = threading.Lock()
 
         @functools.partial(jax.jit, static_argnames=("decide", "budget", "strategy"))
@@ -196,6 +197,9 @@ class Policy:
         Raises:
             InputError: the observation has another shape or is not finite, the policy cannot
                 serve the budget in this way, or what needs a calibration has none that fits.
+
+        Warns:
+            OtherMachineWarning: once, where the calibration is another machine's.
         """
         rows, leading = self._checked(observation)
         budget, strategy = self._asked(
@@ -325,6 +329,9 @@ class Policy:
                 f"{what} needs a calibration, and this policy has none: run `sorl calibrate` on "
                 "this machine and load the policy again."
             )
+        if not self._told_elsewhere:
+            self._told_elsewhere = True
+            self.calibration.warn_elsewhere()
         return self.calibration
 
     def _keys(
