@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import equinox as eqx
 import hypothesis.strategies as st
 import jax
@@ -12,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
+from choices_by_hand import by_hand
 from sorl.algorithm import AbstractPolicy, AbstractScoredPolicy
 from sorl.choices import Choice
 from sorl.errors import InputError
@@ -53,20 +52,6 @@ class Eager(AbstractScoredPolicy):
 
     def values(self, observation, action, *, steps):
         return jnp.stack([action[0], action[0]]) * observation[0]
-
-
-def by_hand(rule: str, parameter: float, actions: np.ndarray, scores: np.ndarray) -> set[int]:
-    """Every place that a rule without chance may choose, ties within rounding included."""
-    far = np.array([sum(math.dist(a, b) for b in actions) / len(actions) for a in actions])
-    if rule == "central":
-        return {*np.flatnonzero(far <= far.min() + 1e-5).tolist()}
-    if rule == "best":
-        return {*np.flatnonzero(scores == scores.max()).tolist()}
-    kept = min(round(parameter), len(actions))
-    limit = np.sort(far)[kept - 1]
-    surely, perhaps = far < limit - 1e-5, far <= limit + 1e-5
-    least = scores[surely].max() if surely.any() else -np.inf
-    return {*np.flatnonzero(perhaps & (scores >= least)).tolist()}
 
 
 @given(

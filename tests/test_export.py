@@ -20,8 +20,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 
+from choices_by_hand import by_hand
 from sorl import algorithms, cli
 from sorl.algorithm import AbstractPolicy, AbstractScoredPolicy
+from sorl.choices import Choice
 from sorl.deployment.export import check, numpy_format, numpy_policy, onnx_format, stablehlo_format
 from sorl.deployment.export.exporting import Format, export
 from sorl.deployment.export.graphs import Contents, Graph, Outputs, decide
@@ -40,6 +42,7 @@ MODULES: dict[str, Any] = {
 }
 SOME = ("bc", "idql", "sorl")
 CASES = [(name, format) for name in algorithms.names() for format in ("numpy", "onnx")]
+BEST, CENTRAL = Choice("best"), Choice("central")
 CASES += [(name, "stablehlo") for name in SOME]
 
 
@@ -60,13 +63,15 @@ def policy_of(name: str) -> Policy:
 
     module = start(jax.random.key(0))
     saved = SavedPolicy(module, algorithm, SPEC, Member(2, 0), 100, {})
-    return Policy(saved, random_seed=0)
+    return Policy(saved, None, random_seed=0)
 
 
 @functools.cache
-def exported(name: str, format: Format, root: Path) -> tuple[Path, dict[str, Any]]:
-    folder = root / f"{name}-{format}"
-    return folder, export(policy_of(name), folder, format=format)
+def exported(
+    name: str, format: Format, root: Path, choice: str = "own"
+) -> tuple[Path, dict[str, Any]]:
+    folder = root / f"{name}-{format}-{choice}"
+    return folder, export(policy_of(name), folder, format=format, choice=choice)
 
 
 @pytest.fixture(scope="module")
@@ -108,11 +113,92 @@ def test_an_export_acts_as_the_policy_does_from_the_same_noise(
                 np.testing.assert_allclose(found.action[0], expected, atol=2e-5)
 
 
+@functools.cache
+def acted(name: str, choice: str, budget: Budget) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Observations, the noise and the actions of `Policy.act` in JAX."""
+    policy, key = policy_of(name), jax.random.key(5)
+    observations = np.random.default_rng(budget.best_of).standard_normal((24, 3), np.float32)
+    noise = [noise_of(policy, budget, row) for row in jax.random.split(key, 24)]
+    actions = policy.act(
+        observations, steps=budget.steps, best_of=budget.best_of, choice=choice, key=key
+    )
+    return observations, np.concatenate(noise), actions
+
+
+@pytest.mark.parametrize("format", list(MODULES))
+@pytest.mark.parametrize(
+    ("name", "choice", "expected"),
+    [
+        ("sorl", "own", "central"),
+        ("sorl", "best", "best"),
+        ("sorl", "typical-2", "typical-2"),
+        ("idql", "own", "best"),
+    ],
+)
+def test_an_export_chooses_as_the_policy_does(
+    name: str, choice: str, expected: str, format: Format, root: Path
+) -> None:
+    folder, manifest = exported(name, format, root, choice)
+    assert manifest["choice"] == expected
+    (steps,) = (g["steps"] for g in manifest["graphs"] if g["name"] in ("4xN", "10xN"))
+    run, rule = MODULES[format].load(folder), Choice.parse(expected)
+    places = set()
+    for best_of in (1, 2, 5, 8):
+        observations, noise, actions = acted(name, choice, Budget(steps, best_of))
+        found = run(Graph(steps, True), observations, noise)
+        for row, action in enumerate(actions):
+            candidates = found.candidates[row]
+            scores = np.zeros(best_of) if found.scores is None else found.scores[row]
+            possible = by_hand(rule.rule, rule.parameter, candidates, scores)
+            # Clipped candidates may be equal.
+            chosen = {*np.flatnonzero((candidates == found.action[row]).all(axis=1)).tolist()}
+            assert chosen & possible
+            if len(possible) == 1:
+                np.testing.assert_allclose(found.action[row], action, atol=2e-5)
+                places.add((best_of, *possible))
+    assert len(places) > 8, "few choices are near a tie, and they differ"
+
+
+def test_central_leaves_the_critic_out_and_works_without_one(root: Path, tmp_path: Path) -> None:
+    for format in get_args(Format):
+        _, central = exported("sorl", format, root)
+        _, best = exported("sorl", format, root, "best")
+        size_central, size_best = (
+            sum(entry["bytes"] for entry in manifest["files"].values())
+            for manifest in (central, best)
+        )
+        assert size_central < size_best
+        assert [list(m["graphs"][-1]["outputs"]) for m in (central, best)] == [
+            ["action", "candidates"],
+            ["action", "candidates", "scores"],
+        ]
+        folder = tmp_path / format
+        export(policy_of("bc"), folder, format=format, budgets=[Budget(1, 4)], choice="central")
+        rng = np.random.default_rng(0)
+        observations = rng.standard_normal((9, 3), np.float32)
+        found = MODULES[format].load(folder)(
+            Graph(1, True), observations, rng.standard_normal((9, 4, 2), np.float32)
+        )
+        for action, candidates in zip(found.action, found.candidates, strict=True):
+            places = by_hand("central", 0, candidates, np.zeros(4))
+            assert any((action == candidates[place]).all() for place in places)
+
+
+def test_nothing_in_a_graph_draws_at_random(root: Path) -> None:
+    for choice in ("own", "best", "typical-2"):
+        folder, _ = exported("sorl", "stablehlo", root, choice)
+        content = (folder / "4xN.stablehlo").read_bytes()
+        text = jax.export.deserialize(bytearray(content)).mlir_module()
+        assert "stablehlo." in text
+        assert not any(word in text for word in ("rng", "random", "threefry", "ui32"))
+
+
 @pytest.mark.parametrize(("name", "format"), [(n, f) for n in ("sorl", "bc") for f in MODULES])
 def test_the_manifest_tells_what_is_there(name: str, format: Format, root: Path) -> None:
-    folder, manifest = exported(name, format, root)
+    folder, manifest = exported(name, format, root, "best")
     assert json.loads((folder / "export.json").read_text()) == json.loads(json.dumps(manifest))
     assert (manifest["format"], manifest["kind"], manifest["verifier"]) == (1, format, "own")
+    assert manifest["choice"] == "best"
     assert manifest["algorithm"]["name"] == name
     assert manifest["spec"] == {"observation_size": 3, "action_size": 2}
     files = {path.name for path in folder.iterdir() if path.is_file()}
@@ -139,7 +225,7 @@ def test_any_batch_and_any_number_of_candidates_equal_one_by_one(
     observation = rng.standard_normal((batch, 3), np.float32)
     noise = rng.standard_normal((batch, candidates, 2), np.float32)
     for format in get_args(Format):
-        run = loaded("sorl", format, root)
+        run = loaded("sorl", format, root, "best")
         found = run(graph, observation, noise)
         assert found.action.shape == (batch, 2)
         assert found.candidates.shape == (batch, candidates, 2)
@@ -156,8 +242,8 @@ def test_any_batch_and_any_number_of_candidates_equal_one_by_one(
 
 
 @functools.cache
-def loaded(name: str, format: Format, root: Path) -> Callable[..., Any]:
-    return MODULES[format].load(exported(name, format, root)[0])
+def loaded(name: str, format: Format, root: Path, choice: str) -> Callable[..., Any]:
+    return MODULES[format].load(exported(name, format, root, choice)[0])
 
 
 def test_the_same_policy_gives_the_same_bytes(root: Path, tmp_path: Path) -> None:
@@ -187,9 +273,8 @@ def test_budgets_and_the_verifier_are_the_callers(tmp_path: Path) -> None:
     noise = rng.standard_normal((50, 7, 3, 2), np.float32)
     found = run(Graph(3, True), observation, noise)
     for verifier, equal in ((Verifier("mean"), True), (OWN, False)):
-        exact = decide(
-            policy.module, Graph(3, True), verifier, jnp.asarray(observation), jnp.asarray(noise)
-        )
+        arrays = jnp.asarray(observation), jnp.asarray(noise)
+        exact = decide(policy.module, Graph(3, True), verifier, BEST, *arrays)
         assert np.allclose(found.scores, exact.scores, atol=1e-4) is equal
 
 
@@ -233,7 +318,7 @@ def test_numpy_alone_is_enough(root: Path) -> None:
     noise = np.random.default_rng(3).standard_normal((1, 8, 2), np.float32)
     policy = policy_of("sorl").module
     observation = jnp.asarray([[0.1, -1.0, 2.0]])
-    exact = decide(policy, Graph(4, True), OWN, observation, jnp.asarray(noise))
+    exact = decide(policy, Graph(4, True), OWN, CENTRAL, observation, jnp.asarray(noise))
     np.testing.assert_allclose(found, exact.action[0], atol=1e-5)
 
 
@@ -249,9 +334,8 @@ def test_stablehlo_needs_jax_but_not_sorl(root: Path) -> None:
         "print(json.dumps(np.asarray(answer['action']).tolist()))\n"
     )
     found = run_elsewhere(code, folder, blocked=("sorl", "equinox"))
-    exact = decide(
-        policy_of("sorl").module, Graph(4, True), OWN, jnp.ones((2, 3)), jnp.ones((2, 5, 2))
-    )
+    arrays = jnp.ones((2, 3)), jnp.ones((2, 5, 2))
+    exact = decide(policy_of("sorl").module, Graph(4, True), OWN, CENTRAL, *arrays)
     np.testing.assert_allclose(found, exact.action, atol=1e-6)
 
 
@@ -261,7 +345,7 @@ def test_stablehlo_needs_jax_but_not_sorl(root: Path) -> None:
 @pytest.fixture
 def folder(root: Path, tmp_path: Path) -> Path:
     """A copy of an export in the NumPy format, to be damaged."""
-    source, _ = exported("sorl", "numpy", root)
+    source, _ = exported("sorl", "numpy", root, "typical-2")
     copy = tmp_path / "copy"
     copy.mkdir()
     for path in source.iterdir():
@@ -389,6 +473,11 @@ def test_no_safetensors_in_the_file(folder: Path, content: bytes) -> None:
         lambda p: p.pop("observation_size"),
         lambda p: p.update(observation_size="many"),
         lambda p: p.update(observation_size=10**15),
+        lambda p: p.pop("choice"),
+        *(
+            lambda p, c=choice: p.update(choice=c)
+            for choice in ("own", "softmax-1", "typical", "typical-0", "typical-1.5", 2, None)
+        ),
         lambda p: p["programs"][0].pop("noise_shape"),
         lambda p: p["programs"][0]["noise_shape"].append(10**15),
         lambda p: p["programs"][0].update(score={"output": "%0"}),
@@ -476,8 +565,8 @@ class Still(Sorting):
         return jnp.asarray([0.25, -0.5])
 
 
-def contents_of(policy: AbstractPolicy, graph: Graph) -> Contents:
-    return Contents(policy, SPEC, [graph], OWN, Budget(graph.steps, 1))
+def contents_of(policy: AbstractPolicy, graph: Graph, choice: Choice = BEST) -> Contents:
+    return Contents(policy, SPEC, [graph], OWN, choice, Budget(graph.steps, 1))
 
 
 def write(folder: Path, format: str, contents: Contents) -> Callable[..., Any]:
@@ -505,7 +594,7 @@ def test_every_operation_means_the_same(tmp_path: Path, format: str, steps: int)
     observation = rng.standard_normal((20, 3), np.float32)
     noise = rng.standard_normal((20, 6, steps, 4), np.float32)
     found = run(graph, observation, noise)
-    exact = decide(policy, graph, OWN, jnp.asarray(observation), jnp.asarray(noise))
+    exact = decide(policy, graph, OWN, BEST, jnp.asarray(observation), jnp.asarray(noise))
     assert len(np.unique(np.asarray(exact.candidates))) > 60
     np.testing.assert_allclose(found.candidates, exact.candidates, atol=1e-4)
     np.testing.assert_allclose(found.scores, exact.scores, atol=1e-3)
@@ -533,13 +622,16 @@ def test_what_a_format_cannot_express_is_refused(tmp_path: Path, format: str) ->
 CHOOSING = Graph(4, True)
 
 
-def compare_with(change: Callable[[Outputs], Outputs]) -> check.Difference:
-    contents = contents_of(policy_of("sorl").module, CHOOSING)
+def compare_with(
+    change: Callable[[Outputs], Outputs], choice: Choice = BEST, told: Choice | None = None
+) -> check.Difference:
+    """What the check says of an export that chooses by `choice` and is told to be by `told`."""
+    contents = contents_of(policy_of("sorl").module, CHOOSING, told or choice)
 
     def run(graph: Graph, observation: np.ndarray, noise: np.ndarray) -> Outputs:
         arrays = jnp.asarray(observation), jnp.asarray(noise)
-        answer = _decide(contents.policy, graph, OWN, *arrays)
-        return change(Outputs(*map(np.array, answer)))
+        answer = _decide(contents.policy, graph, OWN, choice, *arrays)
+        return change(jax.tree.map(np.array, answer))
 
     return check.compare(contents, CHOOSING, run, candidates=3)
 
@@ -577,6 +669,38 @@ def test_the_check_lets_rounding_pass_even_where_it_changes_the_choice() -> None
 def test_the_check_finds_wrong_actions_scores_and_choices(change: Any) -> None:
     with pytest.raises(InputError, match="The export of 4xN differs"):
         compare_with(change)
+
+
+def test_the_check_knows_the_choices_apart() -> None:
+    typical = Choice("typical", 2)
+    for choice in (BEST, CENTRAL, typical):
+        found = compare_with(lambda answer: answer, choice)
+        assert (found.scores is None) == (choice == CENTRAL)
+    for choice, told in ((BEST, typical), (typical, BEST), (BEST, CENTRAL), (typical, CENTRAL)):
+        with pytest.raises(InputError, match="The export of 4xN differs"):
+            compare_with(lambda answer: answer, choice, told)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("best", [3]),
+        ("central", [0, 1]),
+        ("typical-1", [0, 1]),
+        ("typical-2", [1]),
+        ("typical-3", [2]),
+        ("typical-4", [3]),
+        ("typical-9", [3]),
+    ],
+)
+def test_what_the_check_takes_for_a_possible_choice(text: str, expected: list[int]) -> None:
+    # On a line: the two in the middle are as near to all others but for rounding.
+    candidates = np.asarray([[[0.0], [1e-6], [-0.5], [0.75]]], np.float32)
+    scores = np.asarray([[0.0, 1.0, 2.0, 3.0]], np.float32)
+    possible = check.may_be_chosen(
+        Choice.parse(text), candidates, None if text == "central" else scores
+    )
+    assert np.flatnonzero(possible[0]).tolist() == expected
 
 
 def test_an_export_that_differs_leaves_nothing_behind(
@@ -628,6 +752,9 @@ def test_the_command(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
         (["--budgets", "1x2"], "no critic"),
         (["--budgets", "four"], "cannot be read"),
         (["--verifier", "best"], "'best' cannot be read"),
+        (["--choice", "worst"], "'worst' cannot be read"),
+        (["--choice", "softmax-1"], "softmax-1.0 draws at random"),
+        (["--choice", "typical-2", "--budgets", "1x2"], "no critic"),
         (["--seed", "3"], "no policy with seed 3"),
     ],
 )

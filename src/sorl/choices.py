@@ -108,9 +108,10 @@ class Choice:
         if self.rule == "central":
             return jnp.argmin(remoteness(actions))
         if self.rule == "typical":
+            # Not by sorting: exports leave the number of candidates open, and ONNX has no sort.
             far = remoteness(actions)
-            kept = min(round(self.parameter), len(actions))
-            return jnp.argmax(jnp.where(far <= jnp.sort(far)[kept - 1], scores, -jnp.inf))
+            nearer = jnp.sum(far[None] < far[:, None], axis=1)
+            return jnp.argmax(jnp.where(nearer < self.parameter, scores, -jnp.inf))
         if self.rule == "softmax":
             # Equal scores leave nothing to choose by: then every candidate is as likely.
             temperature = self.parameter * jnp.maximum(jnp.std(scores), 1e-12)

@@ -137,6 +137,14 @@ def check(policy: AbstractPolicy, budget: Budget, strategy: Strategy = USUAL) ->
         check_budgets(policy, [budget])
 
 
+def resolved(policy: AbstractPolicy, choice: Choice) -> Choice:
+    """The choice, `own` replaced by the method's; without a critic that is one it cannot make."""
+    if choice.rule != "own":
+        return choice
+    scored = isinstance(policy, AbstractScoredPolicy)
+    return policy.own_choice if scored else AbstractScoredPolicy.own_choice
+
+
 def serves(policy: AbstractPolicy, budget: Budget, strategy: Strategy = USUAL) -> bool:
     """Whether `policy` can serve `budget` by `strategy`."""
     try:
@@ -245,8 +253,4 @@ def _candidates(
 def _chosen(
     policy: AbstractPolicy, found: Candidates, strategy: Strategy, key: PRNGKeyArray
 ) -> Int[Array, ""]:
-    choice = strategy.choice
-    if choice.rule == "own":
-        assert isinstance(policy, AbstractScoredPolicy)
-        choice = policy.own_choice
-    return choice.choose(found.actions, found.scores, key=key)
+    return resolved(policy, strategy.choice).choose(found.actions, found.scores, key=key)

@@ -19,13 +19,15 @@ def _export(
     out: Path,
     budgets: tuple[str, ...] | None = None,
     verifier: str = "own",
+    choice: str = "own",
     task: int | None = None,
     seed: int | None = None,
 ) -> None:
     """Write a policy as ONNX, StableHLO or plain NumPy, and check that it acts alike.
 
     Noise is an input of what is written. Numbers of steps are fixed when it is exported; a budget
-    with best-of above 1 puts the critic in, for any number of candidates.
+    with best-of above 1 puts the choice in, for any number of candidates, and the critic if it has
+    a say.
 
     Args:
         run: folder of a run or of a policy.
@@ -34,6 +36,9 @@ def _export(
         budgets: budgets to export; without it 1x1 4x1 4x8 and the algorithm's own, if servable.
         verifier: how the critic's heads are combined: own (as the method does), mean, min, or such
             as mean-0.5std.
+        choice: how the scores decide: own (as the method does), best (the highest), central (the
+            candidate nearest to all others, without the critic), or such as typical-2 (the higher
+            of the two most central ones).
         task: which task's policy of a run; without it the lowest.
         seed: which seed's policy of that task; without it the lowest.
     """
@@ -43,7 +48,7 @@ def _export(
 
     wanted = None if budgets is None else [Budget.parse(text) for text in budgets]
     policy = Policy.load(run, task=task, seed=seed)
-    manifest = export(policy, out, format=format, budgets=wanted, verifier=verifier)
+    manifest = export(policy, out, format=format, budgets=wanted, verifier=verifier, choice=choice)
     for graph in manifest["graphs"]:
         found = graph["difference"]
         scores = "" if found["scores"] is None else f", of scores {found['scores']:.1e}"

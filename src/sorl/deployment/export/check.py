@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sorl.choices import Choice
 from sorl.deployment.export.graphs import Contents, Graph, Outputs, candidates_of, scores_of
 from sorl.errors import InputError
 
@@ -43,9 +44,9 @@ def compare(
 ) -> Difference:
     """Compare on `OBSERVATIONS` random observations, the same at every call.
 
-    Two nearly equal scores may change places by rounding, and the chosen action with them. So it is
-    the candidates that must agree, and the scores of the same candidates; and the chosen one must
-    be a candidate whose score in JAX is the highest, but for the tolerance.
+    Two nearly equal scores or distances may change places by rounding, and the chosen action with
+    them. So it is the candidates that must agree, and the scores of the same candidates; and the
+    action must be one of the candidates that `may_be_chosen` by their scores in JAX.
 
     Args:
         contents: what was exported.
@@ -61,29 +62,52 @@ def compare(
     for observation, noise in _inputs(contents, graph.steps, best_of):
         found = run(graph, observation, noise)
         exact = _in_jax(_candidates, contents.policy, graph, observation, noise)
-        chosen = np.zeros(len(observation), int)
-        if graph.scored:
-            chosen = np.argmax(found.scores, axis=1)
+        exact_scores = None
+        if contents.scores(graph):
             verifier = contents.verifier
             exact_scores = _in_jax(
                 _scores, contents.policy, graph, verifier, observation, found.candidates
             )
-            best = exact_scores.max(axis=1, keepdims=True)
-            missed = best - np.take_along_axis(exact_scores, chosen[:, None], axis=1)
-            scores = max(
-                scores,
-                _largest((found.scores - exact_scores) / np.maximum(np.abs(exact_scores), 1)),
-                _largest(missed / np.maximum(np.abs(best), 1)),
-            )
-        taken = found.candidates[np.arange(len(chosen)), chosen]
-        actions = max(actions, _largest(found.candidates - exact), _largest(found.action - taken))
+            difference = (found.scores - exact_scores) / np.maximum(np.abs(exact_scores), 1)
+            scores = max(scores, _largest(difference))
+        away = np.abs(found.action[:, None] - found.candidates).max(axis=2)
+        if graph.chooses:
+            possible = may_be_chosen(contents.choice, found.candidates, exact_scores)
+            away = np.where(possible, away, np.inf)
+        actions = max(actions, _largest(found.candidates - exact), _largest(away.min(axis=1)))
     if max(actions, scores) > TOLERANCE:
         raise InputError(
             f"The export of {graph} differs from the policy by up to {actions:.1e} in actions and "
             f"{scores:.1e} in scores, more than {TOLERANCE:.0e}: nothing was written; use another "
             "format, and report this with the policy."
         )
-    return Difference(best_of, actions, scores if graph.scored else None)
+    return Difference(best_of, actions, scores if contents.scores(graph) else None)
+
+
+def may_be_chosen(choice: Choice, candidates: np.ndarray, scores: np.ndarray | None) -> np.ndarray:
+    """Which candidates a choice may take if all that it compares is wrong by the tolerance.
+
+    Args:
+        choice: best, central or typical.
+        candidates: `[batch, candidates, action_size]`.
+        scores: `[batch, candidates]`; None where the choice reads none.
+
+    Returns:
+        Truth values, `[batch, candidates]`.
+    """
+    surely = perhaps = np.ones(candidates.shape[:2], bool)
+    if choice.rule != "best":
+        between = candidates[:, :, None] - candidates[:, None].astype(np.float64)
+        far = np.sqrt((between**2).sum(axis=3)).mean(axis=2)
+        ahead = far[:, :, None] - far[:, None]  # by how much each of the others is nearer
+        kept = 1 if choice.rule == "central" else choice.parameter
+        surely = (ahead > -TOLERANCE).sum(axis=2) <= kept  # it counts itself
+        perhaps = (ahead > TOLERANCE).sum(axis=2) < kept
+    if scores is None:
+        return perhaps
+    best = np.where(surely, scores, -np.inf).max(axis=1, keepdims=True)
+    margin = TOLERANCE * np.maximum(np.abs(scores), 1)
+    return perhaps & (scores >= best - margin)
 
 
 def _inputs(

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import sorl
-from sorl import algorithms, files
+from sorl import algorithms, choices, files, inference
+from sorl.choices import Choice
 from sorl.deployment.export.check import OBSERVATIONS, TOLERANCE, compare
 from sorl.deployment.export.graphs import Contents, Graph, graphs_of
 from sorl.deployment.policy import Policy
 from sorl.errors import InputError
-from sorl.inference import check_budgets, servable_budgets
+from sorl.inference import Strategy, servable_budgets
 from sorl.types import Budget
 from sorl.verifiers import OWN, Verifier
 
@@ -32,6 +33,7 @@ def export(
     format: Format,
     budgets: Iterable[Budget] | None = None,
     verifier: Verifier | str = OWN,
+    choice: Choice | str = choices.OWN,
 ) -> dict[str, Any]:
     """Write `policy` in another format into the folder `out`, an earlier export there replaced.
 
@@ -43,7 +45,9 @@ def export(
         format: onnx, stablehlo or numpy; each has a file beside this one that tells what it is.
         budgets: which numbers of steps, and where best-of is above 1, for any number of candidates;
             when None 1x1, 4x1, 4x8 and the algorithm's own, as far as they can be served.
-        verifier: how the critic's heads become the score that chooses.
+        verifier: how the critic's heads become a score.
+        choice: how the scores decide, see `sorl.choices`. The critic is left out where it has no
+            say, as with central.
 
     Returns:
         What export.json holds: versions, origin, graphs with inputs and outputs and the largest
@@ -51,8 +55,8 @@ def export(
 
     Raises:
         InputError: the policy cannot serve a budget or be written in this format, a package is
-            missing, `out` is something else, or the export differs from the policy by more than
-            `sorl.deployment.export.check.TOLERANCE`. `out` is as it was then.
+            missing, the choice is softmax, `out` is something else, or the export differs from the
+            policy by more than `sorl.deployment.export.check.TOLERANCE`. `out` is as it was then.
     """
     out = Path(out).resolve()
     if format not in get_args(Format):
@@ -61,16 +65,25 @@ def export(
         raise InputError(f"{out} is there and is no export: choose another folder.")
     if isinstance(verifier, str):
         verifier = Verifier.parse(verifier)
+    if isinstance(choice, str):
+        choice = Choice.parse(choice)
+    if choice.rule == "softmax":
+        raise InputError(
+            f"The choice {choice} draws at random and an export is a plain function of its noise: "
+            "use best, central or such as typical-2."
+        )
     asked = sorted(set(servable_budgets(policy.algorithm) if budgets is None else budgets))
     if not asked:
         raise InputError("There is no budget to export: give at least one, such as 4x1.")
-    check_budgets(policy.module, asked)
+    for budget in asked:
+        inference.check(policy.module, budget, Strategy(verifier=verifier, choice=choice))
     own = policy.algorithm.default_budget
     contents = Contents(
         policy.module,
         policy.spec,
         graphs_of(asked),
         verifier,
+        inference.resolved(policy.module, choice),
         own if graphs_of([own])[0] in graphs_of(asked) else asked[0],
     )
     module = importlib.import_module(f"sorl.deployment.export.{format}_format")
@@ -85,6 +98,7 @@ def export(
             "member": policy.member._asdict(),
             "update": policy.update,
             "verifier": str(verifier),
+            "choice": str(contents.choice),
             "files": {path.name: _described(path) for path in sorted(folder.iterdir())},
         }
         files.write_json(folder / MANIFEST, manifest)
@@ -95,7 +109,7 @@ def export(
                 "steps": graph.steps,
                 "file": module.file_name(graph),
                 "inputs": graph.inputs(policy.module, policy.spec),
-                "outputs": graph.outputs(policy.spec),
+                "outputs": graph.outputs(policy.spec, contents.choice),
                 "difference": {"observations": OBSERVATIONS, "tolerance": TOLERANCE}
                 | compare(contents, graph, run, candidates=_most(asked, graph))._asdict(),
             }

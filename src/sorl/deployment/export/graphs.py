@@ -1,7 +1,7 @@
 """What is exported: for every number of steps one graph that acts, one that chooses as well.
 
     4x1    one candidate in 4 steps, nothing is scored
-    4xN    any number of candidates in 4 steps, the critic and the choice inside
+    4xN    any number of candidates in 4 steps, the choice inside, and the critic if it has a say
 
 Both take `observation` [batch, observation_size] and `noise` [batch, candidates, *noise_shape],
 standard normal numbers, which the caller draws: so every format computes the same plain function.
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from sorl.algorithm import AbstractPolicy, AbstractScoredPolicy
+from sorl.choices import Choice
 from sorl.types import Budget, Spec
 from sorl.verifiers import Verifier
 
@@ -26,30 +27,30 @@ class Graph(NamedTuple):
 
     Attributes:
         steps: sampling steps of a candidate.
-        scored: whether it chooses among candidates.
+        chooses: whether it chooses among candidates.
     """
 
     steps: int
-    scored: bool
+    chooses: bool
 
     def __str__(self) -> str:
-        return f"{self.steps}x{'N' if self.scored else 1}"
+        return f"{self.steps}x{'N' if self.chooses else 1}"
 
     def inputs(self, policy: AbstractPolicy, spec: Spec) -> dict[str, tuple[int | str, ...]]:
         """Names and shapes of what it takes; sizes that the caller chooses are words."""
-        candidates = "candidates" if self.scored else 1
+        candidates = "candidates" if self.chooses else 1
         return {
             "observation": ("batch", spec.observation_size),
             "noise": ("batch", candidates, *policy.noise_shape(self.steps)),
         }
 
-    def outputs(self, spec: Spec) -> dict[str, tuple[int | str, ...]]:
+    def outputs(self, spec: Spec, choice: Choice) -> dict[str, tuple[int | str, ...]]:
         """Names and shapes of what it answers, see `Outputs`."""
         action: dict[str, tuple[int | str, ...]] = {"action": ("batch", spec.action_size)}
-        if not self.scored:
+        if not self.chooses:
             return action
-        candidates = ("batch", "candidates", spec.action_size)
-        return {**action, "candidates": candidates, "scores": ("batch", "candidates")}
+        action["candidates"] = ("batch", "candidates", spec.action_size)
+        return action | ({"scores": ("batch", "candidates")} if choice.reads_scores else {})
 
 
 def graphs_of(budgets: Iterable[Budget]) -> list[Graph]:
@@ -64,7 +65,8 @@ class Contents(NamedTuple):
         policy: the policy, for ONE observation.
         spec: sizes of its observations and actions.
         graphs: which graphs.
-        verifier: how those that choose score.
+        verifier: how the critic's heads become the scores.
+        choice: how those that choose do it: best, central or typical.
         default: the budget for a caller that names none.
     """
 
@@ -72,7 +74,12 @@ class Contents(NamedTuple):
     spec: Spec
     graphs: Sequence[Graph]
     verifier: Verifier
+    choice: Choice
     default: Budget
+
+    def scores(self, graph: Graph) -> bool:
+        """Whether a graph scores its candidates."""
+        return graph.chooses and self.choice.reads_scores
 
 
 class Outputs(NamedTuple):
@@ -81,8 +88,8 @@ class Outputs(NamedTuple):
     Attributes:
         action: in [-1, 1], `[batch, action_size]`.
         candidates: in the order of their noise, `[batch, candidates, action_size]`.
-        scores: of each candidate, `[batch, candidates]`, higher is better, the first of the highest
-            is the action; None where nothing is scored.
+        scores: of each candidate, `[batch, candidates]`, higher is better; None where nothing is
+            scored.
     """
 
     action: Any
@@ -119,18 +126,28 @@ def decide(
     policy: AbstractPolicy,
     graph: Graph,
     verifier: Verifier,
+    choice: Choice,
     observation: Float[Array, "batch observation_size"],
     noise: Float[Array, "batch candidates *noise_shape"],
 ) -> Outputs:
     """The graph in JAX: what `sorl.inference.act` does, from given noise."""
     candidates = candidates_of(policy, graph, observation, noise)
-    if not graph.scored:
+    if not graph.chooses:
         return Outputs(candidates[:, 0], candidates, None)
-    assert isinstance(policy, AbstractScoredPolicy)
-    scores = scores_of(policy, graph, verifier, observation, candidates)
-    chosen = jnp.argmax(scores, axis=1)
-    action = jax.vmap(lambda actions, place: actions[place])(candidates, chosen)
-    return Outputs(action, candidates, scores)
+    scores = None
+    if choice.reads_scores:
+        assert isinstance(policy, AbstractScoredPolicy)
+        scores = scores_of(policy, graph, verifier, observation, candidates)
+    with jax.ensure_compile_time_eval():
+        unread = jax.random.key(0)  # it would be an operation of the graph otherwise
+
+    def chosen(
+        actions: Float[Array, "candidates action_size"], scores: Float[Array, " candidates"]
+    ) -> Float[Array, " action_size"]:
+        return actions[choice.choose(actions, scores, key=unread)]
+
+    given = jnp.zeros(candidates.shape[:2]) if scores is None else scores
+    return Outputs(jax.vmap(chosen)(candidates, given), candidates, scores)
 
 
 def _over_candidates(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:

@@ -34,7 +34,8 @@ def write(folder: Path, contents: Contents) -> None:
     tracer = Tracer(contents.policy, contents.spec)
     texts, programs = [], []
     for steps in sorted({graph.steps for graph in contents.graphs}):
-        scored = Graph(steps, scored=True) in contents.graphs
+        graph = Graph(steps, chooses=True)
+        scored = graph in contents.graphs and contents.scores(graph)
         score = tracer.score(contents.verifier, steps=steps) if scored else None
         candidates = tracer.candidates(steps=steps)
         noise_shape = json.dumps(contents.policy.noise_shape(steps))
@@ -48,6 +49,7 @@ def write(folder: Path, contents: Contents) -> None:
         "action_size": contents.spec.action_size,
         "steps": contents.default.steps,
         "best_of": contents.default.best_of,
+        "choice": str(contents.choice),
     }
     lines = [f"{json.dumps(name)}: {json.dumps(value)}," for name, value in head.items()]
     body = ",\n".join(texts)

@@ -31,10 +31,10 @@ class Decision(NamedTuple):
     """Chosen actions and what they were chosen from.
 
     Attributes:
-        action: the candidate with the highest score, float32 `[batch, action_size]`.
+        action: the chosen candidate, float32 `[batch, action_size]`.
         candidates: float32 `[batch, best_of, action_size]`.
-        scores: the critic's score of each, `[batch, best_of]`; None with one candidate, which is
-            not scored.
+        scores: the critic's score of each, `[batch, best_of]`; None with one candidate or the
+            choice central, which are not scored.
     """
 
     action: np.ndarray
@@ -49,6 +49,9 @@ class Policy:
         observation_size: entries of one observation.
         action_size: entries of one action.
         steps: the numbers of sampling steps that were exported, ascending.
+        choice: how one of several candidates is chosen: best (the highest score), central (the
+            candidate nearest to all others), or such as typical-2 (the higher score of the two most
+            central ones).
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -84,6 +87,8 @@ class Policy:
             self.observation_size = int(description["observation_size"])
             self.action_size = int(description["action_size"])
             self._default = int(description["steps"]), int(description["best_of"])
+            self.choice = str(description["choice"])
+            self._kept = _kept(self.choice)
             self._programs: dict[int, _Step] = {}
             for entry in description["programs"]:
                 self._programs[int(entry["steps"])] = _Step(
@@ -115,8 +120,8 @@ class Policy:
             observation: finite numbers, `[observation_size]` or `[..., observation_size]`.
             steps: sampling steps of one candidate; when None those that the method uses by itself,
                 if they were exported.
-            best_of: candidates among which the critic chooses; when None as many as the method uses
-                by itself, if a critic was exported, whatever `steps` are.
+            best_of: candidates among which one is chosen; when None as many as the method uses by
+                itself, if that was exported, whatever `steps` are.
             rng: where the sampling noise comes from; when None a generator of this policy's own,
                 seeded by the operating system.
 
@@ -125,7 +130,7 @@ class Policy:
 
         Raises:
             ValueError: the observation has another shape or is not finite, the steps were not
-                exported, or there is no critic to choose with.
+                exported, or there is no critic and the choice needs one.
         """
         steps = self._default[0] if steps is None else steps
         best_of = self._default[1] if best_of is None else best_of
@@ -168,11 +173,22 @@ class Policy:
         with np.errstate(all="ignore"):  # what overflows on the way to an action does so in JAX too
             actions = candidates(repeated, noise.reshape(count * best_of, *shape))
             grouped = actions.reshape(count, best_of, self.action_size)
-            if best_of == 1 or score is None:
+            if best_of == 1:
                 return Decision(actions, grouped, None)
-            scores = score(repeated, actions).reshape(count, best_of)
-        chosen = np.argmax(scores, axis=1)  # ties go to the first
+            scores = None if score is None else score(repeated, actions).reshape(count, best_of)
+        chosen = self._chosen(grouped, scores)
         return Decision(grouped[np.arange(count), chosen], grouped, scores)
+
+    def _chosen(self, candidates: np.ndarray, scores: Any) -> np.ndarray:
+        """The place of the chosen candidate in every row; ties go to the first."""
+        if self.choice == "best":
+            return np.argmax(scores, axis=1)
+        between = candidates[:, :, None] - candidates[:, None]
+        remoteness = np.sqrt((between**2).sum(axis=3)).mean(axis=2)
+        if self.choice == "central":
+            return np.argmin(remoteness, axis=1)
+        nearer = (remoteness[:, None] < remoteness[:, :, None]).sum(axis=2)
+        return np.argmax(np.where(nearer < self._kept, scores, -np.inf), axis=1)
 
     def _rows(self, observation: Any) -> tuple[np.ndarray, tuple[int, ...]]:
         """The observations as `[rows, observation_size]`, and their leading axes."""
@@ -204,18 +220,22 @@ class Policy:
         found = self._programs[steps]
         if best_of < 1:
             raise ValueError(f"best_of={best_of} is not possible: give 1 or more.")
-        if best_of > 1 and found.score is None:
+        if best_of > 1 and not self._chooses(found):
             raise ValueError(
                 f"The best of {best_of} candidates cannot be chosen in {steps} steps, for which no "
                 "critic was exported: use best_of=1, or export the policy anew."
             )
         return found
 
+    def _chooses(self, step: _Step) -> bool:
+        """Whether several candidates are possible."""
+        return step.score is not None or self.choice == "central"
+
     def _try_all(self) -> None:
         """Run every program once, so that one which cannot run is found out now."""
-        for steps, (shape, _, score) in self._programs.items():
-            best_of = 1 if score is None else 2
-            noise = np.zeros((1, best_of, *shape), np.float32)
+        for steps, step in self._programs.items():
+            best_of = 2 if self._chooses(step) else 1
+            noise = np.zeros((1, best_of, *step.noise_shape), np.float32)
             decision = self.from_noise(np.zeros((1, self.observation_size)), noise, steps=steps)
             if decision.action.dtype != np.float32:
                 raise ValueError(f"actions are {decision.action.dtype}")
@@ -293,12 +313,27 @@ class _Step(NamedTuple):
     Attributes:
         noise_shape: shape of the noise of one candidate.
         candidates: from observations and noise, row by row, to actions.
-        score: from observations and actions, row by row, to scores; None without a critic.
+        score: from observations and actions, row by row, to scores; None without a critic or where
+            it has no say.
     """
 
     noise_shape: tuple[int, ...]
     candidates: Program
     score: Program | None
+
+
+def _kept(choice: str) -> int:
+    """Among how many of the candidates, the most central ones, a choice takes the best; 0: all.
+
+    Raises:
+        ValueError: it is none of best, central, typical-1, typical-2, ...
+    """
+    if choice in ("best", "central"):
+        return 0
+    number = choice.removeprefix("typical-")
+    if number == choice or not number.isdecimal() or int(number) < 1:
+        raise ValueError(f"there is no choice {choice!r}")
+    return int(number)
 
 
 def _sized(shape: tuple[Any, ...], rows: int) -> tuple[int, ...]:

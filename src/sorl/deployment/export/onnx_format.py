@@ -1,7 +1,7 @@
 """The ONNX format: one self-contained file for each graph, such as `4xN.onnx`, weights inside.
 
-It is built from array programs, operation by operation, with critic, arg max and choice in the
-graph; batch and candidates are dynamic axes.
+It is built from array programs, operation by operation, with the choice in the graph and the critic
+if it has a say; batch and candidates are dynamic axes.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 import sorl
+from sorl.choices import Choice
 from sorl.deployment.export.array_program import ROWS, ArrayProgram, Operand, Shape
 from sorl.deployment.export.graphs import Contents, Graph, Outputs
 from sorl.deployment.export.tracing import Tracer
@@ -88,11 +89,11 @@ def load(folder: Path) -> Callable[[Graph, np.ndarray, np.ndarray], Outputs]:
             sessions[graph] = onnxruntime.InferenceSession(
                 folder / file_name(graph), providers=["CPUExecutionProvider"]
             )
-        feed = {"observation": observation, "noise": noise}
-        if not graph.scored:
-            (action,) = sessions[graph].run(["action"], feed)
-            return Outputs(action, np.asarray(action)[:, None], None)
-        return Outputs(*sessions[graph].run(["action", "candidates", "scores"], feed))
+        names = [output.name for output in sessions[graph].get_outputs()]
+        answer = sessions[graph].run(names, {"observation": observation, "noise": noise})
+        found = {name: np.asarray(array) for name, array in zip(names, answer, strict=True)}
+        candidates = found.get("candidates", found["action"][:, None])
+        return Outputs(found["action"], candidates, found.get("scores"))
 
     return run
 
@@ -107,13 +108,13 @@ def _model(tracer: Tracer, contents: Contents, graph: Graph) -> onnx.ModelProto:
     spec, steps = contents.spec, graph.steps
     shape = contents.policy.noise_shape(steps)
     candidates = tracer.candidates(steps=steps)
-    score = tracer.score(contents.verifier, steps=steps) if graph.scored else None
+    score = tracer.score(contents.verifier, steps=steps) if contents.scores(graph) else None
     writer = _Writer(tracer.constants([candidates, score]))
 
     writer.node("Shape", ["noise"], "leading", start=0, end=2)
     writer.node("ReduceProd", ["leading"], ROWS, keepdims=1)
     writer.reshape("noise", (ROWS, *shape), "noise_rows")
-    if score is None:
+    if not graph.chooses:
         writer.program(candidates, {"noise": "noise_rows"}, "action")
     else:
         size = writer.integers([spec.observation_size])
@@ -123,12 +124,13 @@ def _model(tracer: Tracer, contents: Contents, graph: Graph) -> onnx.ModelProto:
         writer.reshape("repeated", (ROWS, spec.observation_size), "observation_rows")
         given = {"noise": "noise_rows", "observation": "observation_rows"}
         writer.program(candidates, given, "action_rows")
-        writer.program(score, {**given, "action": "action_rows"}, "score_rows")
-        writer.node("Reshape", ["score_rows", "leading"], "scores")
+        if score is not None:
+            writer.program(score, {**given, "action": "action_rows"}, "score_rows")
+            writer.node("Reshape", ["score_rows", "leading"], "scores")
         size = writer.integers([spec.action_size])
         writer.node("Concat", ["leading", size], "candidates_shape", axis=0)
         writer.node("Reshape", ["action_rows", "candidates_shape"], "candidates")
-        writer.node("ArgMax", ["scores"], "chosen", axis=1, keepdims=1)  # ties go to the first
+        _choose(writer, contents.choice)
         writer.node("GatherND", ["candidates", "chosen"], "action", batch_dims=1)
 
     inputs, outputs = (
@@ -136,7 +138,7 @@ def _model(tracer: Tracer, contents: Contents, graph: Graph) -> onnx.ModelProto:
             helper.make_tensor_value_info(name, TensorProto.FLOAT, sizes)
             for name, sizes in it.items()
         ]
-        for it in (graph.inputs(contents.policy, spec), graph.outputs(spec))
+        for it in (graph.inputs(contents.policy, spec), graph.outputs(spec, contents.choice))
     )
     return helper.make_model(
         helper.make_graph(writer.nodes, str(graph), inputs, outputs, writer.initializers),
@@ -145,6 +147,32 @@ def _model(tracer: Tracer, contents: Contents, graph: Graph) -> onnx.ModelProto:
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=IR_VERSION,
     )
+
+
+def _choose(writer: _Writer, choice: Choice) -> None:
+    """From `candidates` and `scores` to `chosen`, as `Choice.choose` does; ties go to the first."""
+    if choice.rule == "best":
+        writer.node("ArgMax", ["scores"], "chosen", axis=1, keepdims=1)
+        return
+    first, second, third = (writer.integers([axis]) for axis in (1, 2, 3))
+    writer.node("Unsqueeze", ["candidates", second], "these")
+    writer.node("Unsqueeze", ["candidates", first], "others")
+    writer.node("Sub", ["these", "others"], "between")
+    writer.node("Mul", ["between", "between"], "squares")
+    writer.node("ReduceSum", ["squares", third], "squared_distances", keepdims=0)
+    writer.node("Sqrt", ["squared_distances"], "distances")
+    writer.node("ReduceMean", ["distances", second], "remoteness", keepdims=0)
+    if choice.rule == "central":
+        writer.node("ArgMin", ["remoteness"], "chosen", axis=1, keepdims=1)
+        return
+    writer.node("Unsqueeze", ["remoteness", second], "this_remoteness")
+    writer.node("Unsqueeze", ["remoteness", first], "other_remoteness")
+    writer.node("Less", ["other_remoteness", "this_remoteness"], "is_nearer")
+    writer.node("Cast", ["is_nearer"], "ones", to=TensorProto.FLOAT)
+    writer.node("ReduceSum", ["ones", second], "nearer", keepdims=0)
+    writer.node("Less", ["nearer", writer.number(choice.parameter)], "kept")
+    writer.node("Where", ["kept", "scores", writer.number(-np.inf)], "kept_scores")
+    writer.node("ArgMax", ["kept_scores"], "chosen", axis=1, keepdims=1)
 
 
 class _Writer:
@@ -165,6 +193,10 @@ class _Writer:
         """The name of a list of integers."""
         return self._define(f"integers {list(values)}", np.asarray(values, np.int64))
 
+    def number(self, value: float) -> str:
+        """The name of a float32 number."""
+        return self._define(f"number {value!r}", np.asarray(value, np.float32))
+
     def reshape(self, name: str, shape: Shape, output: str) -> None:
         """Reshape to a shape that may have `ROWS` in it."""
         self.node("Reshape", [name, self._shape(shape)], output)
@@ -176,7 +208,7 @@ class _Writer:
         def operand(entry: Operand) -> str:
             if isinstance(entry, str):
                 return names.get(entry, entry)
-            return self._define(f"number {entry!r}", np.asarray(entry, np.float32))
+            return self.number(entry)
 
         if program.output in program.inputs:
             self.node("Identity", [given.get(program.output, program.output)], output)

@@ -48,8 +48,10 @@ def write(folder: Path, contents: Contents) -> None:
         def function(
             observation: jax.Array, noise: jax.Array, graph: Graph = graph
         ) -> dict[str, jax.Array]:
-            answer = decide(contents.policy, graph, contents.verifier, observation, noise)
-            return {name: getattr(answer, name) for name in graph.outputs(spec)}
+            answer = decide(
+                contents.policy, graph, contents.verifier, contents.choice, observation, noise
+            )
+            return {name: getattr(answer, name) for name in graph.outputs(spec, contents.choice)}
 
         # GPUs would multiply float32 matrices in less than float32 otherwise.
         with jax.default_matmul_precision("highest"), _without_source_paths():
@@ -66,10 +68,9 @@ def load(folder: Path) -> Callable[[Graph, np.ndarray, np.ndarray], Outputs]:
             content = bytearray((folder / file_name(graph)).read_bytes())
             functions[graph] = jax.jit(export.deserialize(content).call)
         answer = functions[graph](observation, noise)
-        action = np.asarray(answer["action"])
-        if not graph.scored:
-            return Outputs(action, action[:, None], None)
-        return Outputs(action, np.asarray(answer["candidates"]), np.asarray(answer["scores"]))
+        found = {name: np.asarray(array) for name, array in answer.items()}
+        candidates = found.get("candidates", found["action"][:, None])
+        return Outputs(found["action"], candidates, found.get("scores"))
 
     return run
 
