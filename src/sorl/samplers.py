@@ -98,7 +98,8 @@ def candidates(
         InputError: as `check_sampler`.
     """
     check_sampler(policy, budget, sampler)
-    if sampler == "spread":
+    # One candidate is one draw by every sampler, and by the same key: there is nothing to choose.
+    if sampler == "spread" and budget.best_of > 1:
         return _spread(policy, observation, score, budget=budget, key=key)
     if sampler == "renoise" and budget.best_of > 1:
         assert isinstance(policy, AbstractRenoisingPolicy)

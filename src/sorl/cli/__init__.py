@@ -28,6 +28,7 @@ COMMANDS = {
     "calibrate": "measure what each budget costs here and buys, so that deadlines can be kept",
     "report": "draw one or more runs as a single HTML page",
     "export": "write a policy as ONNX, StableHLO or plain NumPy",
+    "serve": "answer requests for actions over HTTP",
     "info": "describe a run, a policy or a data file",
 }
 

@@ -39,6 +39,9 @@ from sorl.verifiers import OWN, Verifier
 
 __all__ = ["Decision", "Policy", "load_stacked", "save_policy"]
 
+Keys = PRNGKeyArray | Key[Array, "*shape"]
+"""One random key, or an array of them."""
+
 # Compiled, because a robot waits for them: eagerly they cost as much as a small policy.
 _fold_in = jax.jit(jax.random.fold_in)
 _split = jax.jit(jax.random.split, static_argnums=1)
@@ -165,7 +168,7 @@ class Policy:
         verifier: Verifier | str | None = None,
         choice: Choice | str | None = None,
         adaptive: Adaptive | bool = False,
-        key: PRNGKeyArray | int | None = None,
+        key: Keys | int | None = None,
     ) -> np.ndarray:
         """Choose actions. The first call for a budget and a batch shape compiles, later ones run.
 
@@ -188,15 +191,17 @@ class Policy:
                 `best_of`; True takes the threshold that `sorl calibrate` found. Saves time for one
                 observation, none for a batch.
             key: a random key or an integer seed. One observation uses the key itself, row i of a
-                batch (its leading axes flattened) uses `jax.random.split(key, rows)[i]`. When
-                None the policy's own stream is drawn from: a new key every call.
+                batch (its leading axes flattened) uses `jax.random.split(key, rows)[i]`. Or one
+                key for each observation: an array of keys with the observation's leading axes.
+                When None the policy's own stream is drawn from: a new key every call.
 
         Returns:
             float32 actions in [-1, 1], `[action_size]` or `[..., action_size]`.
 
         Raises:
-            InputError: the observation has another shape or is not finite, the policy cannot
-                serve the budget in this way, or what needs a calibration has none that fits.
+            InputError: the observation or the keys have another shape, the observation is not
+                finite, the policy cannot serve the budget in this way, or what needs a calibration
+                has none that fits.
 
         Warns:
             OtherMachineWarning: once, where the calibration is another machine's.
@@ -223,7 +228,7 @@ class Policy:
         sampler: Sampler | None = None,
         verifier: Verifier | str | None = None,
         choice: Choice | str | None = None,
-        key: PRNGKeyArray | int | None = None,
+        key: Keys | int | None = None,
     ) -> Decision:
         """Choose actions as `act` does, and tell what they were chosen from.
 
@@ -335,12 +340,22 @@ class Policy:
         return self.calibration
 
     def _keys(
-        self, key: PRNGKeyArray | int | None, rows: np.ndarray, leading: tuple[int, ...]
+        self,
+        key: Keys | int | None,
+        rows: np.ndarray,
+        leading: tuple[int, ...],
     ) -> Key[Array, " rows"]:
         drawn = self._key(key)
-        return _split(drawn, len(rows)) if leading else _one_row(drawn)
+        if not drawn.ndim:
+            return _split(drawn, len(rows)) if leading else _one_row(drawn)
+        if drawn.shape != leading:
+            raise InputError(
+                f"There are keys of shape {list(drawn.shape)} for observations of shape "
+                f"{list(leading)}: give one key, or one for each observation."
+            )
+        return drawn if drawn.ndim == 1 else drawn.reshape(-1)
 
-    def _key(self, key: PRNGKeyArray | int | None) -> Key[Array, ""]:
+    def _key(self, key: Keys | int | None) -> Key[Array, "*shape"]:
         if key is None:
             with self._lock:
                 drawn = self._drawn

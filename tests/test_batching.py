@@ -1,0 +1,422 @@
+"""Micro-batching: batched equals alone, bounds hold, nobody waits for somebody else's program."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from served import OBSERVATION, small_policy
+from sorl.deployment.batching import (
+    Batch,
+    Batcher,
+    LateError,
+    Order,
+    Outcome,
+    OverloadedError,
+    Plan,
+    StoppingError,
+    UnpreparedError,
+)
+from sorl.deployment.policy import Policy
+from sorl.errors import InputError
+from sorl.inference import USUAL, Strategy
+from sorl.types import Budget
+from sorl.verifiers import Verifier
+
+ONE, FOUR, BEST = Budget(1, 1), Budget(4, 1), Budget(2, 4)
+PESSIMISTIC = Strategy(sampler="spread", verifier=Verifier("min"))
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Policy:
+    return small_policy(tmp_path_factory.mktemp("policies") / "policy")
+
+
+def order(
+    rows: int = 1,
+    seed: int = 0,
+    budget: Budget | None = ONE,
+    deadline_ms: float | None = None,
+    waited: float = 0.0,
+    strategy: Strategy = USUAL,
+    info: bool = False,
+) -> Order:
+    """An order whose observations follow from its seed and that arrived `waited` seconds ago."""
+    return Order(
+        np.random.default_rng(seed).normal(size=(rows, OBSERVATION)).astype(np.float32),
+        Plan(budget, strategy, info),
+        seed,
+        time.monotonic() - waited,
+        deadline_ms,
+    )
+
+
+def alone(policy: Policy, one: Order, budget: Budget) -> np.ndarray:
+    return policy.act(
+        one.observations,
+        steps=budget.steps,
+        best_of=budget.best_of,
+        sampler=one.plan.strategy.sampler,
+        verifier=one.plan.strategy.verifier,
+        key=one.seed,
+    )
+
+
+def served(
+    policy: Policy, use: Callable[[Batcher], Awaitable[Any]], **options: Any
+) -> tuple[Any, list[Batch]]:
+    """What `use` returns of a batcher, and the batches it made."""
+    batches: list[Batch] = []
+
+    async def main() -> Any:
+        batcher = Batcher(policy, on_batch=batches.append, **options)
+        try:
+            return await use(batcher)
+        finally:
+            await batcher.close(10)
+
+    return asyncio.run(main()), batches
+
+
+def all_of(*orders: Order) -> Callable[[Batcher], Awaitable[list[Any]]]:
+    """Give all orders at once; errors take the place of outcomes."""
+
+    async def use(batcher: Batcher) -> list[Any]:
+        return await asyncio.gather(*map(batcher.act, orders), return_exceptions=True)
+
+    return use
+
+
+@contextlib.contextmanager
+def held(policy: Policy, monkeypatch: pytest.MonkeyPatch, steps: int) -> Iterator[threading.Event]:
+    """Calls of the policy in `steps` steps last until the event is set."""
+    release, act = threading.Event(), policy.act
+
+    def slow(*arguments: Any, **options: Any) -> np.ndarray:
+        if options["steps"] == steps:
+            assert release.wait(20)
+        return act(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(policy, "act", slow)
+        try:
+            yield release
+        finally:
+            release.set()
+
+
+orders = st.builds(
+    order,
+    rows=st.integers(1, 4),
+    seed=st.integers(0, 2**32 - 1),
+    budget=st.sampled_from([ONE, FOUR, BEST]),
+    strategy=st.sampled_from([USUAL, PESSIMISTIC]),
+    info=st.booleans(),
+)
+
+
+@given(st.lists(orders, min_size=1, max_size=12))
+def test_batched_equals_one_by_one(policy: Policy, mix: list[Order]) -> None:
+    outcomes, batches = served(policy, all_of(*mix), max_batch=4)
+    for one, outcome in zip(mix, outcomes, strict=True):
+        assert isinstance(outcome, Outcome), outcome
+        budget = one.plan.budget
+        assert budget is not None
+        assert outcome.budget == budget
+        np.testing.assert_allclose(outcome.actions, alone(policy, one, budget), atol=1e-5)
+        assert (outcome.decision is not None) == one.plan.info
+        if outcome.decision is not None:
+            assert outcome.decision.candidates.shape == (one.rows, budget.best_of, 2)
+            chosen = outcome.decision.candidates[np.arange(one.rows), outcome.decision.chosen]
+            assert (chosen == outcome.actions).all()
+    assert sum(batch.orders for batch in batches) == len(mix)
+    assert sum(batch.rows for batch in batches) == sum(one.rows for one in mix)
+    for batch in batches:
+        assert batch.rows <= batch.size <= 4
+        assert batch.size < 2 * batch.rows
+    # A plan's orders fill batches as well as whole orders can.
+    for plan in {one.plan for one in mix}:
+        of_plan = [batch for batch in batches if batch.plan == plan]
+        assert all(a.rows + b.rows > 4 for a, b in itertools.pairwise(of_plan))
+
+
+def test_company_is_waited_for_and_not_longer(policy: Policy) -> None:
+    async def use(batcher: Batcher) -> float:
+        batcher.warm_up([ONE])
+        began = time.monotonic()
+        first = asyncio.ensure_future(batcher.act(order(seed=1)))
+        await asyncio.sleep(0.05)
+        assert not first.done()
+        await asyncio.gather(first, batcher.act(order(seed=2)))
+        return time.monotonic() - began
+
+    seconds, batches = served(policy, use, max_batch=4, max_wait_ms=200)
+    assert [batch.orders for batch in batches] == [2]
+    assert 0.2 <= seconds < 5
+    # A full batch goes at once.
+    full = [order(seed=seed) for seed in range(4)]
+    began = time.monotonic()
+    outcomes, batches = served(policy, all_of(*full), max_batch=4, max_wait_ms=1000)
+    assert time.monotonic() - began < 0.9
+    assert [batch.orders for batch in batches] == [4]
+    assert len(outcomes) == 4
+
+
+def test_nothing_compiles_after_the_warm_up(policy: Policy) -> None:
+    ticks: list[tuple[int, int]] = []
+
+    async def use(batcher: Batcher) -> None:
+        batcher.warm_up([ONE, BEST], lambda done, total: ticks.append((done, total)))
+        compiled: Any = policy._act
+        before = compiled._cache_size()
+        mix = [order(1 + seed % 3, seed, ONE if seed % 2 else BEST) for seed in range(20)]
+        await all_of(*mix)(batcher)
+        assert compiled._cache_size() == before
+        assert batcher.budgets == [ONE, BEST]
+
+    _, batches = served(policy, use, max_batch=4)
+    assert ticks == [(done, 6) for done in range(7)]
+    assert not any(batch.cold for batch in batches)
+
+
+def test_a_cold_program_delays_only_its_own_plan(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def use(batcher: Batcher) -> None:
+        batcher.warm_up([ONE])
+        with held(policy, monkeypatch, steps=4) as release:
+            cold = [asyncio.ensure_future(batcher.act(order(seed=s, budget=FOUR))) for s in (1, 2)]
+            await asyncio.sleep(0.05)
+            for seed in range(5):
+                await asyncio.wait_for(batcher.act(order(seed=seed)), 10)
+            assert not any(task.done() for task in cold)
+            release.set()
+            await asyncio.gather(*cold)
+
+    _, batches = served(policy, use)
+    assert [batch.plan.budget for batch in batches if batch.cold] == [FOUR]
+
+
+def test_a_full_queue_refuses_and_recovers(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def use(batcher: Batcher) -> None:
+        batcher.warm_up([FOUR])
+        with held(policy, monkeypatch, steps=4) as release:
+            running = asyncio.ensure_future(batcher.act(order(budget=FOUR)))
+            await asyncio.sleep(0.05)
+            queued = [asyncio.ensure_future(batcher.act(order(budget=FOUR))) for _ in range(3)]
+            await asyncio.sleep(0)
+            assert batcher.waiting == 3
+            with pytest.raises(OverloadedError, match="3 requests are waiting"):
+                await batcher.act(order(budget=FOUR))
+            # Who gives up leaves the queue.
+            queued.pop().cancel()
+            await asyncio.sleep(0)
+            assert batcher.waiting == 2
+            queued.append(asyncio.ensure_future(batcher.act(order(budget=FOUR))))
+            await asyncio.sleep(0)
+            release.set()
+            await asyncio.gather(running, *queued)
+        assert batcher.waiting == 0
+
+    served(policy, use, max_queue=3)
+
+
+def test_closing_answers_what_waits(policy: Policy) -> None:
+    async def use(batcher: Batcher) -> None:
+        batcher.warm_up([ONE])
+        waiting = [asyncio.ensure_future(batcher.act(order(seed=seed))) for seed in range(6)]
+        await asyncio.sleep(0)
+        began = time.monotonic()
+        await batcher.close(10)
+        assert time.monotonic() - began < 0.9
+        assert all(isinstance(outcome, Outcome) for outcome in await asyncio.gather(*waiting))
+        with pytest.raises(StoppingError, match="stopping"):
+            await batcher.act(order())
+
+    served(policy, use, max_batch=4, max_wait_ms=1000)
+
+
+def test_closing_is_bounded(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def use(batcher: Batcher) -> None:
+        batcher.warm_up([FOUR])
+        with held(policy, monkeypatch, steps=4):
+            running = asyncio.ensure_future(batcher.act(order(budget=FOUR)))
+            await asyncio.sleep(0.05)
+            queued = asyncio.ensure_future(batcher.act(order(budget=FOUR)))
+            await asyncio.sleep(0)
+            await batcher.close(0.1)
+            with pytest.raises(StoppingError, match="before this request's turn"):
+                await queued
+        await running
+
+    served(policy, use)
+
+
+def test_a_failure_is_everyones_in_the_batch_and_nobody_elses(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: Any, **options: Any) -> np.ndarray:
+        raise ArithmeticError("out of memory")
+
+    async def use(batcher: Batcher) -> None:
+        batcher.warm_up([ONE])
+        with monkeypatch.context() as patch:
+            patch.setattr(policy, "act", broken)
+            outcomes = await all_of(order(seed=1), order(seed=2))(batcher)
+        assert [type(outcome) for outcome in outcomes] == [ArithmeticError] * 2
+        assert isinstance(await batcher.act(order()), Outcome)
+
+    served(policy, use)
+
+
+# Deadlines.
+
+
+def generous(left_ms: float) -> Budget | None:
+    """1x1 needs 100 s, 4x1 needs 1,000 s: no slowness of a test changes what is chosen."""
+    return FOUR if left_ms >= 1e6 else ONE if left_ms >= 1e5 else None
+
+
+def test_the_budget_is_chosen_by_what_is_left(policy: Policy) -> None:
+    minute = 60_000
+    mix = [
+        order(budget=None, deadline_ms=100 * minute),
+        order(budget=None, deadline_ms=10 * minute),
+        order(budget=None, deadline_ms=1 * minute),
+        # Waiting is taken off: 95 of 100 minutes are over.
+        order(budget=None, deadline_ms=100 * minute, waited=95 * 60.0),
+    ]
+    outcomes, _ = served(policy, all_of(*mix), choose_budget=generous)
+    long, short, late, waited = outcomes
+    assert (long.budget, short.budget, waited.budget) == (FOUR, ONE, ONE)
+    np.testing.assert_allclose(long.actions, alone(policy, mix[0], FOUR), atol=1e-5)
+    assert isinstance(late, LateError)
+    assert "60000 ms cannot be met" in str(late)
+
+
+def test_a_large_batch_leaves_less_for_the_budget(policy: Policy) -> None:
+    mix = [order(rows=2, seed=seed, budget=None, deadline_ms=3e6) for seed in range(2)]
+    # Nothing was measured, so a batch of 4 is taken to last four times as long as one row.
+    outcomes, batches = served(policy, all_of(*mix), choose_budget=generous, max_batch=4)
+    assert [outcome.budget for outcome in outcomes] == [FOUR, ONE]
+    assert [batch.orders for batch in batches] == [1, 1]
+
+
+def test_orders_with_the_same_choice_share_a_batch(policy: Policy) -> None:
+    asked: list[float] = []
+
+    def choose(left_ms: float) -> Budget | None:
+        asked.append(left_ms)
+        return generous(left_ms)
+
+    async def use(batcher: Batcher) -> list[Outcome]:
+        with held(policy, monkeypatch, steps=2) as release:
+            busy = asyncio.ensure_future(batcher.act(order(budget=Budget(2, 1))))
+            await asyncio.sleep(0.05)
+            mix = [order(seed=s, budget=None, deadline_ms=1e8 if s % 2 else 7e5) for s in range(4)]
+            tasks = [asyncio.ensure_future(batcher.act(one)) for one in mix]
+            await asyncio.sleep(0.05)
+            release.set()
+            return list(await asyncio.gather(*tasks, busy))[:-1]
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        outcomes, batches = served(policy, use, choose_budget=choose, max_batch=4)
+    assert [outcome.budget for outcome in outcomes] == [ONE, FOUR, ONE, FOUR]
+    assert sorted(batch.orders for batch in batches) == [1, 2, 2]
+    assert max(asked) <= 1e8
+
+
+def test_a_deadline_that_passes_in_the_queue_fails_at_once(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def use(batcher: Batcher) -> None:
+        with held(policy, monkeypatch, steps=4):
+            running = asyncio.ensure_future(batcher.act(order(budget=FOUR)))
+            await asyncio.sleep(0.05)
+            began = time.monotonic()
+            with pytest.raises(LateError, match="150 ms cannot be met"):
+                await asyncio.wait_for(batcher.act(order(budget=None, deadline_ms=150)), 10)
+            assert 0.1 < time.monotonic() - began < 5
+        await running
+
+    served(policy, use, choose_budget=lambda left_ms: FOUR if left_ms > 0 else None)
+
+
+def test_late_answers_are_counted(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def use(batcher: Batcher) -> None:
+        with held(policy, monkeypatch, steps=4) as release:
+            task = asyncio.ensure_future(batcher.act(order(budget=None, deadline_ms=50)))
+            await asyncio.sleep(0.2)
+            release.set()
+            await task
+
+    _, batches = served(policy, use, choose_budget=lambda left_ms: FOUR)
+    assert [batch.late for batch in batches] == [1]
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+    ("bad", "kind", "expected"),
+    [
+        (order(budget=Budget(3, 1)), InputError, "3 sampling steps"),
+        (order(rows=5), InputError, r"shape \[5, 3\]: give 1 to 4 of 3 numbers"),
+        (order(rows=0), InputError, r"shape \[0, 3\]"),
+        (order(budget=Budget(1, 2), strategy=Strategy("renoise")), InputError, "even number"),
+        (order(budget=None, deadline_ms=5), UnpreparedError, "sorl calibrate"),
+    ],
+)
+def test_what_cannot_be_served(
+    policy: Policy, bad: Order, kind: type[Exception], expected: str
+) -> None:
+    (error,), batches = served(policy, all_of(bad), max_batch=4)
+    assert type(error) is kind
+    with pytest.raises(kind, match=expected):
+        raise error
+    assert not batches
+
+
+def test_nothing_that_is_not_finite(policy: Policy) -> None:
+    bad = Order(np.full((1, OBSERVATION), np.nan, np.float32), Plan(ONE), 0, time.monotonic())
+    (error,), _ = served(policy, all_of(bad))
+    assert isinstance(error, InputError)
+
+
+def test_plans_are_bounded(policy: Policy) -> None:
+    async def use(batcher: Batcher) -> None:
+        for budget in (ONE, FOUR, ONE):
+            await batcher.act(order(budget=budget))
+        with pytest.raises(UnpreparedError, match=r"takes no new one.*budgets 1x1, 4x1"):
+            await batcher.act(order(budget=BEST))
+        await batcher.act(order(budget=FOUR))
+
+    served(policy, use, max_plans=2)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_batch": 3},
+        {"max_batch": 0},
+        {"max_batch": 2048},
+        {"max_wait_ms": -1.0},
+        {"max_wait_ms": float("nan")},
+        {"max_queue": 0},
+        {"max_plans": 0},
+    ],
+)
+def test_impossible_settings(policy: Policy, options: dict[str, Any]) -> None:
+    (name,) = options
+    with pytest.raises(InputError, match=f"{name}=.* is not possible"):
+        Batcher(policy, **options)
