@@ -342,24 +342,22 @@ class Batcher:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        while (batch := self._next()) is not None:
+        now = time.monotonic()
+        while (batch := self._next(now)) is not None:
             self._start(*batch)
-        times = [
-            min(waiting.order.deadline, waiting.due)
-            for queue in self._queues.values()
-            for waiting in queue
-        ]
-        # What is due already waits for a thread, whose end is an event of its own.
-        if later := [when for when in times if when > time.monotonic()]:
+            now = time.monotonic()
+        waiting = itertools.chain.from_iterable(self._queues.values())
+        times = [when for one in waiting for when in (one.due, one.order.deadline)]
+        # What was due at that moment waits for a thread, whose end is an event of its own.
+        if later := [when for when in times if now < when < float("inf")]:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(min(later) - time.monotonic(), self._dispatch)
         self._idle.set()
 
-    def _next(self) -> tuple[Plan, list[_Waiting]] | None:
-        now = time.monotonic()
+    def _next(self, now: float) -> tuple[Plan, list[_Waiting]] | None:
         for wanted, queue in sorted(self._queues.items(), key=lambda item: item[1][0].due):
             if wanted.budget is None:
-                batch = self._before_deadline(wanted, queue)
+                batch = self._before_deadline(wanted, queue, now)
             else:
                 rows = sum(waiting.order.rows for waiting in queue)
                 due = queue[0].due <= now or rows >= self.max_batch or self._stopping
@@ -371,11 +369,9 @@ class Batcher:
         return None
 
     def _before_deadline(
-        self, wanted: Plan, queue: list[_Waiting]
+        self, wanted: Plan, queue: list[_Waiting], now: float
     ) -> tuple[Plan, list[_Waiting]] | None:
         """A batch of the orders whose deadlines end first; those that are too late fail."""
-        assert self.choose_budget is not None
-        now = time.monotonic()
 
         def choice(waiting: _Waiting, size: int) -> Budget | None:
             left = 1e3 * (waiting.order.deadline - now) / self._slowdown[size]

@@ -101,6 +101,7 @@ class Server:
 
         config = uvicorn.Config(
             app,
+            loop="asyncio",
             http=Protocol,
             ws="none",
             lifespan="on",

@@ -30,7 +30,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import numpy as np
-from fastapi import FastAPI
+from fastapi import FastAPI, Security
+from fastapi.security import HTTPBearer
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -106,6 +107,7 @@ def create_app(
         version=sorl.__version__,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
         lifespan=lifespan,
         telemetry={"tracing": False, "metrics": False},
     )
@@ -113,15 +115,17 @@ def create_app(
         app.add_exception_handler(kind, handler)
     app.add_middleware(_Gate, token=token, metrics=metrics)
     guarded: dict[int | str, dict[str, Any]] = {} if token is None else _declared(401)
-    security = None if token is None else {"security": [{"token": []}]}
+    # It only declares the token; `_Gate` asks for it, whatever the path.
+    bearer = HTTPBearer(scheme_name="token", auto_error=False)
+    asking: list[Any] = [] if token is None else [Security(bearer)]
 
     @app.post(
         "/act",
         summary="Choose actions",
         response_model=Answer,
         responses=guarded | _declared(400, 408, 409, 413, 415, 422, 500, 503, 504),
+        dependencies=asking,
         openapi_extra={
-            **(security or {}),
             "requestBody": {
                 "required": True,
                 "content": {"application/json": {"schema": asks.model_json_schema()}},
@@ -162,7 +166,7 @@ def create_app(
         summary="Describe the policy",
         response_model=Served,
         responses=guarded,
-        openapi_extra=security,
+        dependencies=asking,
     )
     async def describe() -> Response:
         """What is served: algorithm, sizes, budgets, limits and origin."""
@@ -179,21 +183,15 @@ def create_app(
         summary="Read the counters",
         response_class=Response,
         responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **guarded},
-        openapi_extra=security,
+        dependencies=asking,
     )
     async def read_metrics() -> Response:
         """Requests, latencies, batches, queue and compute, in the text format of Prometheus."""
         return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
-    schema = app.openapi()
-    if token is not None:
-        schemes = {"token": {"type": "http", "scheme": "bearer"}}
-        schema["components"]["securitySchemes"] = schemes
-    page = server_docs.render(schema)
-
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
-        return HTMLResponse(page)
+        return HTMLResponse(server_docs.render(app.openapi()))
 
     return app
 
@@ -360,7 +358,7 @@ class _Gate:
 
     def __init__(self, app: ASGIApp, token: str | None, metrics: ServerMetrics) -> None:
         self._app = app
-        self._expected = None if token is None else f"Bearer {token}".encode()
+        self._expected = None if token is None else token.encode()
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -393,7 +391,11 @@ class _Gate:
         if self._expected is None or scope["path"] in _OPEN:
             return True
         given = [value for name, value in scope["headers"] if name == b"authorization"]
-        return len(given) == 1 and hmac.compare_digest(given[0], self._expected)
+        if len(given) != 1:
+            return False
+        scheme, _, shown = given[0].partition(b" ")
+        # The comparison takes the same time wherever the first difference is.
+        return scheme.lower() == b"bearer" and hmac.compare_digest(shown.strip(), self._expected)
 
 
 _COUNTED = ("/act", "/policy", "/metrics")
