@@ -22,7 +22,7 @@ def _serve(
     max_batch: int = 16,
     max_wait_ms: float = 1.0,
     max_queue: int = 256,
-    max_steps: int = 128,
+    max_steps: int = 32,
     max_best_of: int = 64,
     max_seconds: float = 10.0,
     token_file: Path | None = None,
@@ -77,10 +77,11 @@ def _serve(
     wanted = None if budgets is None else [Budget.parse(text) for text in budgets]
     policy = Policy.load(path, task=task, seed=seed)
     if wanted is None:
+        own = policy.algorithm.default_budget
         wanted = [
             budget
             for budget in servable_budgets(policy.algorithm)
-            if budget.steps <= max_steps and budget.best_of <= max_best_of
+            if budget == own or (budget.steps <= max_steps and budget.best_of <= max_best_of)
         ]
     metrics = ServerMetrics()
     batcher = Batcher(

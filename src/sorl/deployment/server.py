@@ -109,7 +109,6 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
         lifespan=lifespan,
-        telemetry={"tracing": False, "metrics": False},
     )
     for kind, handler in _HANDLERS.items():
         app.add_exception_handler(kind, handler)

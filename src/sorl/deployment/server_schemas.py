@@ -22,10 +22,10 @@ MAX_ENTRY = 1e9
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What one request may ask for.
+    """What one request may ask for; the method's own budget is always served.
 
     Args:
-        max_steps: most sampling steps.
+        max_steps: most sampling steps. Compiling takes longer in proportion to them.
         max_best_of: most candidates for each observation.
         max_seconds: from a request's arrival to its answer; also the longest deadline.
 
@@ -33,7 +33,7 @@ class Limits:
         InputError: a number is out of range.
     """
 
-    max_steps: int = 128
+    max_steps: int = 32
     max_best_of: int = 64
     max_seconds: float = 10.0
 
