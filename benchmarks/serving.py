@@ -15,6 +15,7 @@ import dataclasses
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -38,8 +39,8 @@ class Arguments:
     """Ask for a deadline instead of a budget; needs a calibrated policy."""
     clients: int = 64
     seconds: float = 60.0
-    options: tuple[str, ...] = ()
-    """Options of the server, for example --options=--max-batch=32."""
+    options: str = ""
+    """Options of the server, for example --options="--max-batch 32"."""
 
 
 class Client:
@@ -69,7 +70,7 @@ class Client:
 def server(arguments: Arguments) -> Iterator[tuple[str, int]]:
     """Host and port of a server of the run."""
     command = [sys.executable, "-c", "import sorl.cli; sorl.cli.main()", "serve"]
-    command += [str(arguments.run), "--port", "0", *arguments.options]
+    command += [str(arguments.run), "--port", "0", *shlex.split(arguments.options)]
     began = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:

@@ -376,6 +376,21 @@ def test_a_batch_equals_its_rows_one_by_one(
         np.testing.assert_allclose(alone, expected, atol=1e-6)
 
 
+def test_every_observation_may_have_its_own_key(loaded: Policy) -> None:
+    observations = np.random.default_rng(0).normal(size=(2, 3, 3))
+    keys = jax.random.split(jax.random.key(8), (2, 3))
+    found = loaded.act(observations, best_of=4, key=keys)
+    told = loaded.act_info(observations, best_of=4, key=keys)
+    for place in np.ndindex(2, 3):
+        alone = loaded.act(observations[place], best_of=4, key=keys[place])
+        np.testing.assert_allclose(found[place], alone, atol=1e-6)
+        np.testing.assert_allclose(told.action[place], alone, atol=1e-6)
+    with pytest.raises(InputError, match=r"keys of shape \[2, 3\] for observations of shape \[3\]"):
+        loaded.act(observations[0], key=keys)
+    with pytest.raises(InputError, match=r"keys of shape \[2, 3\] for observations of shape \[\]"):
+        loaded.act(observations[0, 0], key=keys)
+
+
 def test_every_leading_shape_is_flattened_in_order(loaded: Policy) -> None:
     observations = np.random.default_rng(0).normal(size=(2, 3, 3))
     folded = loaded.act(observations, key=5)

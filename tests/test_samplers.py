@@ -171,8 +171,7 @@ def test_every_candidate_is_scored_as_it_was_drawn_and_the_best_acts(
         values = np.asarray(policy.values(OBSERVATION, action, steps=int(steps)))
         assert score == pytest.approx(values.mean() - 0.5 * values.std(), abs=1e-5)
     chosen = act(policy, OBSERVATION, budget=budget, strategy=strategy, key=KEY)
-    if best_of > 1:
-        np.testing.assert_array_equal(chosen, found.actions[int(np.argmax(found.scores))])
+    np.testing.assert_array_equal(chosen, found.actions[int(np.argmax(found.scores))])
     expected = shares(budget) if sampler == "spread" else {4: best_of}
     assert dict(zip(*np.unique(np.asarray(found.steps), return_counts=True), strict=True)) == (
         expected

@@ -12,7 +12,6 @@ import ipaddress
 import os
 import re
 import socket
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -135,15 +134,8 @@ class Server:
             await self._server.serve([ours])
             told.cancel()
 
-        # The thread that computes and this one take turns at Python's lock. By default the one
-        # that wants it waits up to 5 ms, longer than most decisions take.
-        before = sys.getswitchinterval()
-        sys.setswitchinterval(5e-4)
-        try:
-            with asyncio.Runner(loop_factory=self._server.config.get_loop_factory()) as runner:
-                runner.run(serve())
-        finally:
-            sys.setswitchinterval(before)
+        with asyncio.Runner(loop_factory=self._server.config.get_loop_factory()) as runner:
+            runner.run(serve())
 
     async def _tell(self, on_start: Callable[[], None]) -> None:
         while not self._server.started:
