@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from served import OBSERVATION, small_policy
+from sorl.choices import Choice
 from sorl.deployment.batching import (
     Batch,
     Batcher,
@@ -25,7 +26,9 @@ from sorl.deployment.batching import (
     Plan,
     StoppingError,
     UnpreparedError,
+    for_deadlines,
 )
+from sorl.deployment.calibration import Calibration, Measured
 from sorl.deployment.policy import Policy
 from sorl.errors import InputError
 from sorl.inference import USUAL, Strategy
@@ -33,7 +36,7 @@ from sorl.types import Budget
 from sorl.verifiers import Verifier
 
 ONE, FOUR, BEST = Budget(1, 1), Budget(4, 1), Budget(2, 4)
-PESSIMISTIC = Strategy(sampler="spread", verifier=Verifier("min"))
+PESSIMISTIC = Strategy("spread", Verifier("min"), Choice("best"))
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +70,7 @@ def alone(policy: Policy, one: Order, budget: Budget) -> np.ndarray:
         best_of=budget.best_of,
         sampler=one.plan.strategy.sampler,
         verifier=one.plan.strategy.verifier,
+        choice=one.plan.strategy.choice,
         key=one.seed,
     )
 
@@ -114,13 +118,19 @@ def held(policy: Policy, monkeypatch: pytest.MonkeyPatch, steps: int) -> Iterato
             release.set()
 
 
+plans = st.sampled_from(
+    [
+        {"budget": ONE},
+        {"budget": BEST},
+        {"budget": ONE, "strategy": PESSIMISTIC, "info": True},
+        {"budget": BEST, "strategy": PESSIMISTIC, "info": True},
+    ]
+)
 orders = st.builds(
-    order,
-    rows=st.integers(1, 4),
-    seed=st.integers(0, 2**32 - 1),
-    budget=st.sampled_from([ONE, BEST]),
-    strategy=st.sampled_from([USUAL, PESSIMISTIC]),
-    info=st.booleans(),
+    lambda plan, rows, seed: order(rows, seed, **plan),
+    plans,
+    st.integers(1, 4),
+    st.integers(0, 2**32 - 1),
 )
 
 
@@ -147,7 +157,7 @@ def test_batched_equals_one_by_one(policy: Policy, mix: list[Order]) -> None:
 
 def test_company_is_waited_for_and_not_longer(policy: Policy) -> None:
     async def use(batcher: Batcher) -> float:
-        batcher.warm_up([ONE])
+        batcher.warm_up([Plan(ONE)])
         began = time.monotonic()
         first = asyncio.ensure_future(batcher.act(order(seed=1)))
         await asyncio.sleep(0.05)
@@ -171,7 +181,7 @@ def test_nothing_compiles_after_the_warm_up(policy: Policy) -> None:
     ticks: list[tuple[int, int]] = []
 
     async def use(batcher: Batcher) -> None:
-        batcher.warm_up([ONE, BEST], lambda done, total: ticks.append((done, total)))
+        batcher.warm_up([Plan(ONE), Plan(BEST)], lambda done, total: ticks.append((done, total)))
         compiled: Any = policy._act
         before = compiled._cache_size()
         mix = [order(1 + seed % 3, seed, ONE if seed % 2 else BEST) for seed in range(20)]
@@ -188,7 +198,7 @@ def test_a_cold_program_delays_only_its_own_plan(
     policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def use(batcher: Batcher) -> None:
-        batcher.warm_up([ONE])
+        batcher.warm_up([Plan(ONE)])
         with held(policy, monkeypatch, steps=4) as release:
             cold = [asyncio.ensure_future(batcher.act(order(seed=s, budget=FOUR))) for s in (1, 2)]
             await asyncio.sleep(0.05)
@@ -204,7 +214,7 @@ def test_a_cold_program_delays_only_its_own_plan(
 
 def test_a_full_queue_refuses_and_recovers(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
     async def use(batcher: Batcher) -> None:
-        batcher.warm_up([FOUR])
+        batcher.warm_up([Plan(FOUR)])
         with held(policy, monkeypatch, steps=4) as release:
             running = asyncio.ensure_future(batcher.act(order(budget=FOUR)))
             await asyncio.sleep(0.05)
@@ -228,7 +238,7 @@ def test_a_full_queue_refuses_and_recovers(policy: Policy, monkeypatch: pytest.M
 
 def test_closing_answers_what_waits(policy: Policy) -> None:
     async def use(batcher: Batcher) -> None:
-        batcher.warm_up([ONE])
+        batcher.warm_up([Plan(ONE)])
         waiting = [asyncio.ensure_future(batcher.act(order(seed=seed))) for seed in range(6)]
         await asyncio.sleep(0)
         began = time.monotonic()
@@ -243,7 +253,7 @@ def test_closing_answers_what_waits(policy: Policy) -> None:
 
 def test_closing_is_bounded(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
     async def use(batcher: Batcher) -> None:
-        batcher.warm_up([FOUR])
+        batcher.warm_up([Plan(FOUR)])
         with held(policy, monkeypatch, steps=4):
             running = asyncio.ensure_future(batcher.act(order(budget=FOUR)))
             await asyncio.sleep(0.05)
@@ -264,7 +274,7 @@ def test_a_failure_is_everyones_in_the_batch_and_nobody_elses(
         raise ArithmeticError("out of memory")
 
     async def use(batcher: Batcher) -> None:
-        batcher.warm_up([ONE])
+        batcher.warm_up([Plan(ONE)])
         with monkeypatch.context() as patch:
             patch.setattr(policy, "act", broken)
             outcomes = await all_of(order(seed=1), order(seed=2))(batcher)
@@ -277,9 +287,9 @@ def test_a_failure_is_everyones_in_the_batch_and_nobody_elses(
 # Deadlines.
 
 
-def generous(left_ms: float) -> Budget | None:
+def generous(left_ms: float) -> Plan | None:
     """1x1 needs 100 s, 4x1 needs 1,000 s: no slowness of a test changes what is chosen."""
-    return FOUR if left_ms >= 1e6 else ONE if left_ms >= 1e5 else None
+    return Plan(FOUR) if left_ms >= 1e6 else Plan(ONE) if left_ms >= 1e5 else None
 
 
 def test_the_budget_is_chosen_by_what_is_left(policy: Policy) -> None:
@@ -291,7 +301,7 @@ def test_the_budget_is_chosen_by_what_is_left(policy: Policy) -> None:
         # Waiting is taken off: 95 of 100 minutes are over.
         order(budget=None, deadline_ms=100 * minute, waited=95 * 60.0),
     ]
-    outcomes, _ = served(policy, all_of(*mix), choose_budget=generous)
+    outcomes, _ = served(policy, all_of(*mix), choose_plan=generous)
     long, short, late, waited = outcomes
     assert (long.budget, short.budget, waited.budget) == (FOUR, ONE, ONE)
     np.testing.assert_allclose(long.actions, alone(policy, mix[0], FOUR), atol=1e-5)
@@ -314,11 +324,11 @@ def test_a_large_batch_leaves_less_for_the_budget(
             return list(await asyncio.gather(*tasks))[1:]
 
     # Nothing was measured, so four rows are taken to last four times as long as one.
-    outcomes, batches = served(policy, use, choose_budget=generous, max_batch=4)
+    outcomes, batches = served(policy, use, choose_plan=generous, max_batch=4)
     assert [outcome.budget for outcome in outcomes] == [ONE, ONE]
     assert [batch.rows for batch in batches] == [1, 4]
     alone, _ = served(
-        policy, all_of(order(budget=None, deadline_ms=3e6)), choose_budget=generous, max_batch=4
+        policy, all_of(order(budget=None, deadline_ms=3e6)), choose_plan=generous, max_batch=4
     )
     assert alone[0].budget == FOUR
 
@@ -326,7 +336,7 @@ def test_a_large_batch_leaves_less_for_the_budget(
 def test_orders_with_the_same_choice_share_a_batch(policy: Policy) -> None:
     asked: list[float] = []
 
-    def choose(left_ms: float) -> Budget | None:
+    def choose(left_ms: float) -> Plan | None:
         asked.append(left_ms)
         return generous(left_ms)
 
@@ -341,7 +351,7 @@ def test_orders_with_the_same_choice_share_a_batch(policy: Policy) -> None:
             return list(await asyncio.gather(*tasks, busy))[:-1]
 
     with pytest.MonkeyPatch.context() as monkeypatch:
-        outcomes, batches = served(policy, use, choose_budget=choose, max_batch=4)
+        outcomes, batches = served(policy, use, choose_plan=choose, max_batch=4)
     assert [outcome.budget for outcome in outcomes] == [ONE, FOUR, ONE, FOUR]
     assert sorted(batch.orders for batch in batches) == [1, 2, 2]
     assert max(asked) <= 1e8
@@ -360,7 +370,7 @@ def test_a_deadline_that_passes_in_the_queue_fails_at_once(
             assert 0.1 < time.monotonic() - began < 5
         await running
 
-    served(policy, use, choose_budget=lambda left_ms: FOUR if left_ms > 0 else None)
+    served(policy, use, choose_plan=lambda left_ms: Plan(FOUR) if left_ms > 0 else None)
 
 
 def test_late_answers_are_counted(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -371,7 +381,7 @@ def test_late_answers_are_counted(policy: Policy, monkeypatch: pytest.MonkeyPatc
             release.set()
             await task
 
-    _, batches = served(policy, use, choose_budget=lambda left_ms: FOUR)
+    _, batches = served(policy, use, choose_plan=lambda left_ms: Plan(FOUR))
     assert [batch.late for batch in batches] == [1]
 
 
@@ -431,3 +441,23 @@ def test_impossible_settings(policy: Policy, options: dict[str, Any]) -> None:
     (name,) = options
     with pytest.raises(InputError, match=f"{name}=.* is not possible"):
         Batcher(policy, **options)
+
+
+def test_a_calibration_chooses_for_deadlines() -> None:
+    def measured(budget: Budget, p99: float, wins: int, choice: str = "own") -> Measured:
+        return Measured(budget, Choice.parse(choice), (p99,), (p99,), None, None, wins, 10)
+
+    entries = (
+        measured(ONE, 1.0, 4),
+        measured(FOUR, 2.0, 3),
+        measured(BEST, 4.0, 9, "best"),
+        measured(BEST, 5.0, 9, "central"),
+    )
+    calibration = Calibration(entries, (1,), "independent", Verifier("min"), {}, "")
+    choose, plans = for_deadlines(calibration)
+    first = Plan(ONE, Strategy(verifier=Verifier("min")))
+    dearest = Plan(BEST, Strategy(verifier=Verifier("min"), choice=Choice("best")))
+    assert plans == [first, dearest], "the others are never bought"
+    assert [choose(left) for left in (0.5, 1.0, 3.9, 4.0, 99.0)] == [
+        None, first, first, dearest, dearest,
+    ]  # fmt: skip

@@ -115,6 +115,15 @@ def test_candidates_that_harm_are_told_and_never_bought() -> None:
     assert table(("8x1", 1.0, (0, 0)), ("8x8", 2.0, (0, 0))).harmful() == []
 
 
+def test_worth_having_is_what_some_deadline_buys() -> None:
+    calibration = table(
+        ("1x1", 1.0, (2, 9)), ("2x1", 3.0, (1, 9)), ("4x1", 2.0, (2, 9)), ("8x1", 4.0, (5, 9)),
+        ("8x8", 9.0, (4, 9)),
+    )  # fmt: skip
+    found = [str(entry.budget) for entry in calibration.worth_having()]
+    assert found == ["1x1", "8x1"]
+
+
 def test_more_rows_take_the_next_measured_number() -> None:
     calibration = table(("1x1", 1.0, (1, 2)), ("8x1", 3.0, (2, 2)), rows=(1, 8))
     assert calibration.best_within(3.0).budget == Budget(8, 1)

@@ -19,15 +19,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from served import OBSERVATION, small_policy
-from sorl.deployment.batching import Batcher
+from sorl.choices import Choice
+from sorl.deployment.batching import Batcher, Plan
 from sorl.deployment.policy import Policy
 from sorl.deployment.server import create_app
 from sorl.deployment.server_metrics import ServerMetrics
 from sorl.deployment.server_schemas import Limits
 from sorl.errors import InputError
+from sorl.inference import Strategy
 from sorl.types import Budget
+from sorl.verifiers import Verifier
 
 TOKEN = "correct.horse.battery.staple"
+SPENT = Strategy(verifier=Verifier("min"), choice=Choice("best"))
 ONE_ROW = [[0.5, -1, 0.2]]
 
 
@@ -109,6 +113,7 @@ def test_without_a_budget_it_is_the_methods_own_and_the_seed_is_told(app: FastAP
 
 def test_candidates_and_scores(app: FastAPI, policy: Policy) -> None:
     asked: Any = {"steps": 2, "best_of": 4, "sampler": "spread", "verifier": "mean-0.5std"}
+    asked["choice"] = "typical-2"
     info = act(app, **asked, seed=1, info=True).json()["info"]
     found = policy.act_info(np.array(ONE_ROW), **asked, key=1)
     assert info["chosen"] == found.chosen.tolist()
@@ -118,10 +123,15 @@ def test_candidates_and_scores(app: FastAPI, policy: Policy) -> None:
 
 
 def test_the_budget_of_a_deadline(policy: Policy) -> None:
-    app = made(policy, choose_budget=lambda left: Budget(2, 2) if left > 1000 else None)
+    app = made(policy, choose_plan=lambda left: Plan(Budget(2, 2), SPENT) if left > 1000 else None)
     assert act(app, deadline_ms=30_000).json()["budget"] == {"steps": 2, "best_of": 2}
     assert "900 ms cannot be met" in refused(act(app, deadline_ms=900), 504)
-    assert "leave out steps" in refused(act(app, deadline_ms=900, steps=1), 422)
+    others: list[Any] = [{"steps": 1}, {"sampler": "spread"}, {"choice": "best"}]
+    for more in others:
+        assert "leave out steps" in refused(act(app, deadline_ms=900, **more), 422)
+    found = act(app, deadline_ms=30_000, seed=3, info=True).json()
+    expected = policy.act(ONE_ROW, steps=2, best_of=2, verifier="min", choice="best", key=3)
+    np.testing.assert_allclose(found["actions"], expected, atol=1e-5)
     assert ask(app, "GET", "/policy").json()["budgets"]["deadlines"]
 
 
@@ -244,6 +254,8 @@ def test_bad_bodies(app: FastAPI, content: bytes, status: int, expected: str) ->
         ({"sampler": "lucky"}, "sampler: "),
         ({"sampler": "renoise", "steps": 1, "best_of": 2}, "even number"),
         ({"verifier": "max"}, "verifier: "),
+        ({"choice": "worst"}, "choice: "),
+        ({"choice": "softmax-0.0"}, "choice: "),
         ({"info": 1}, "info: "),
         ({"temperature": 1}, "temperature: "),
     ],
@@ -383,7 +395,7 @@ json_values = st.recursive(
 fields = st.sampled_from(
     [
         *("observations", "steps", "best_of", "deadline_ms", "seed", "sampler", "verifier"),
-        "info",
+        *("choice", "info"),
     ]
 )
 structures = st.dictionaries(fields | st.text(max_size=8), json_values, max_size=5)
@@ -393,7 +405,7 @@ def survives(app: FastAPI, content: bytes) -> None:
     response = raw(app, content)
     if response.status_code == 200:
         assert set(json.loads(content)) <= {
-            *("observations", "steps", "best_of", "seed", "sampler", "verifier", "info")
+            *("observations", "steps", "best_of", "seed", "sampler", "verifier", "choice", "info")
         }
         assert np.isfinite(response.json()["actions"]).all()
     else:

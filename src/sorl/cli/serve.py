@@ -66,7 +66,7 @@ def _serve(
         ) from error
 
     from sorl.console import show_progress
-    from sorl.deployment.batching import Batcher
+    from sorl.deployment.batching import Batcher, Plan, for_deadlines
     from sorl.deployment.policy import Policy
     from sorl.inference import servable_budgets
     from sorl.interruption import Interruption, StoppedError
@@ -83,12 +83,19 @@ def _serve(
             for budget in servable_budgets(policy.algorithm)
             if budget == own or (budget.steps <= max_steps and budget.best_of <= max_best_of)
         ]
+    plans = [Plan(budget) for budget in wanted]
+    choose_plan = None
+    if policy.calibration is not None:
+        policy.calibration.warn_elsewhere()
+        choose_plan, bought = for_deadlines(policy.calibration)
+        plans += bought
     metrics = ServerMetrics()
     batcher = Batcher(
         policy,
         max_batch=max_batch,
         max_wait_ms=max_wait_ms,
         max_queue=max_queue,
+        choose_plan=choose_plan,
         on_batch=metrics.count_batch,
     )
     app = create_app(batcher, metrics, limits=limits, token=token)
@@ -105,13 +112,13 @@ def _serve(
 
     with ours, interruption.handled():
         print(
-            f"Compiling {', '.join(map(str, wanted))} for batches of "
-            f"{', '.join(map(str, batcher.sizes))}.",
+            f"Compiling {', '.join(dict.fromkeys(str(plan.budget) for plan in plans))} for "
+            f"batches of {', '.join(map(str, batcher.sizes))}.",
             flush=True,
         )
         try:
             with interruption.skippable(), show_progress("compiling") as on_progress:
-                batcher.warm_up(wanted, on_progress)
+                batcher.warm_up(plans, on_progress)
         except StoppedError:
             print("Stopped before serving.", flush=True)
             return

@@ -13,10 +13,11 @@ first, one at a time, so that only orders of that very plan wait for it. What th
 the cores, and Python's lock while JAX traces.
 
 A deadline is counted from the order's arrival. Its budget is chosen as late as possible, when the
-thread is free: the time that is then left, divided by how much longer a batch of this size takes
-than one row (measured in the warm-up), is given to `choose_budget`. Orders join a batch only if
-the same budget would be chosen for them. An order with a deadline never waits for company; one
-that no budget can meet any more fails at the next event, at the latest when its deadline passes.
+thread is free, by `choose_plan`, which knows how long ONE row takes: it is given the time that is
+then left, divided by how much longer a batch of this plan and size takes (measured in the warm-up).
+Orders join a batch only if the same plan would be chosen for them. An order with a
+deadline never waits for company; one that no budget can meet any more fails at the next event, at
+the latest when its deadline passes.
 
 This file knows nothing of HTTP. A `Batcher` belongs to one event loop: its methods are called
 there.
@@ -39,13 +40,11 @@ import numpy as np
 from jaxtyping import Array, Float32, UInt32
 
 from sorl import inference
+from sorl.deployment.calibration import Calibration, Measured, NothingFitsError
 from sorl.deployment.policy import Decision, Policy
 from sorl.errors import InputError
 from sorl.inference import USUAL, Strategy
 from sorl.types import Budget
-
-ChooseBudget = Callable[[float], Budget | None]
-"""From the milliseconds that are left to the best budget that fits them; None if none does."""
 
 MAX_SEED = 2**32 - 1
 
@@ -71,13 +70,17 @@ class Plan(NamedTuple):
 
     Attributes:
         budget: steps and candidates; None while a deadline has yet to decide.
-        strategy: how the budget is spent.
+        strategy: how the budget is spent; a deadline decides that as well.
         info: whether candidates and scores are wanted as well.
     """
 
     budget: Budget | None
     strategy: Strategy = USUAL
     info: bool = False
+
+
+ChoosePlan = Callable[[float], Plan | None]
+"""From the milliseconds that are left to the best plan that fits them; None if none does."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -168,7 +171,7 @@ class Batcher:
         max_wait_ms: how long an order waits for company.
         max_queue: most orders that wait at a time.
         max_plans: most plans that are ever compiled; each takes memory for good.
-        choose_budget: serves deadlines; None for a policy that is not calibrated.
+        choose_plan: serves deadlines; None for a policy that is not calibrated.
         on_batch: called after every call of the policy.
 
     Raises:
@@ -183,7 +186,7 @@ class Batcher:
         max_wait_ms: float = 1.0,
         max_queue: int = 256,
         max_plans: int = 32,
-        choose_budget: ChooseBudget | None = None,
+        choose_plan: ChoosePlan | None = None,
         on_batch: Callable[[Batch], None] = lambda batch: None,
     ) -> None:
         if not (1 <= max_batch <= 1024 and max_batch.bit_count() == 1):
@@ -197,15 +200,15 @@ class Batcher:
         self.sizes = [2**power for power in range(max_batch.bit_length())]
         self.max_wait_ms = max_wait_ms
         self.max_queue = max_queue
-        self.choose_budget = choose_budget
+        self.choose_plan = choose_plan
         self._max_plans = max_plans
         self._on_batch = on_batch
         self._queues: dict[Plan, list[_Waiting]] = {}
         self._plans: set[Plan] = set()
         self._warm: set[tuple[Plan, int]] = set()
         self._compiling: set[Plan] = set()
-        # How much longer a batch of a size takes than one row; until it is measured the worst.
-        self._slowdown = {size: float(size) for size in self.sizes}
+        # How much longer a batch of a size takes than one row, for the plans that were measured.
+        self._slowdown: dict[int, dict[Plan, float]] = {size: {} for size in self.sizes}
         self._key_shape = _row_keys(np.uint32(0), 1).shape[1:]
         self._warm_lane, self._cold_lane = _Lane("sorl-act"), _Lane("sorl-compile")
         self._timer: asyncio.TimerHandle | None = None
@@ -229,45 +232,41 @@ class Batcher:
 
     def warm_up(
         self,
-        budgets: Iterable[Budget],
+        plans: Iterable[Plan],
         on_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
-        """Compile the programs of these budgets for every batch size, before the loop runs.
+        """Compile the programs of these plans for every batch size, before the loop runs.
 
         Args:
-            budgets: budgets that the policy can serve.
+            plans: what is compiled; with budgets that the policy can serve.
             on_progress: called with how many programs are ready and how many there will be.
 
         Raises:
-            InputError: the policy cannot serve one of the budgets.
+            InputError: the policy cannot serve one of them.
         """
-        plans = [Plan(budget) for budget in budgets]
+        plans = list(dict.fromkeys(plans))
         for plan in plans:
             self._admit(plan)
         for rows in range(1, self.max_batch + 1):
             _row_keys(np.uint32(0), rows)
-        seconds: dict[tuple[Plan, int], float] = {}
-        on_progress(0, len(plans) * len(self.sizes))
-        for done, program in enumerate(itertools.product(plans, self.sizes), start=1):
-            plan, size = program
-            order = Order(
-                np.zeros((size, self.policy.spec.observation_size), np.float32), plan, 0, 0.0
-            )
-            self._compute(plan, [order], size)
-            # The least of several, which other programs on this machine disturb the least.
-            seconds[program] = min(self._compute(plan, [order], size)[1] for _ in range(5))
-            self._warm.add(program)
-            self._slowdown[size] = max(
-                1.0, *(seconds[p, size] / seconds[p, 1] for p in plans if (p, size) in seconds)
-            )
-            on_progress(done, len(plans) * len(self.sizes))
+        programs = list(itertools.product(plans, self.sizes))
+        on_progress(0, len(programs))
+        for done, (plan, size) in enumerate(programs, start=1):
+            self._time(plan, size)
+            self._warm.add((plan, size))
+            on_progress(done, len(programs))
+        # The least of several, taken in turns: what else this machine does disturbs it the least.
+        rounds = [{p: self._time(*p) for p in programs} for _ in range(10)]
+        least = {p: min(times[p] for times in rounds) for p in programs}
+        for plan, size in programs:
+            self._slowdown[size][plan] = max(1.0, least[plan, size] / least[plan, 1])
 
     async def act(self, order: Order) -> Outcome:
         """Answer an order. A caller who gives up cancels, and the order leaves the queue.
 
         Raises:
             InputError: the policy cannot do what is asked.
-            UnpreparedError: there is a deadline and no `choose_budget`, or a plan too many.
+            UnpreparedError: there is a deadline and no `choose_plan`, or a plan too many.
             OverloadedError: the queue is full.
             StoppingError: `close` was called.
             LateError: the deadline cannot be met any more.
@@ -316,7 +315,7 @@ class Batcher:
             )
         if not np.isfinite(order.observations).all():
             raise InputError("The observations are not finite: check where they come from.")
-        if order.deadline_ms is not None and self.choose_budget is None:
+        if order.deadline_ms is not None and self.choose_plan is None:
             raise UnpreparedError(
                 "This policy is not calibrated, so no budget can be chosen for a deadline: run "
                 "`sorl calibrate` and start the server again, or give steps and best_of."
@@ -330,8 +329,9 @@ class Batcher:
         if len(self._plans) >= self._max_plans:
             known = ", ".join(map(str, self.budgets))
             raise UnpreparedError(
-                f"The server has compiled {self._max_plans} combinations of budget, sampler and "
-                f"verifier and takes no new one: use one that was used before (budgets {known})."
+                f"The server has compiled {self._max_plans} combinations of budget, sampler, "
+                f"verifier and choice and takes no new one: use one that was used before (budgets "
+                f"{known})."
             )
         self._plans.add(plan)
 
@@ -373,12 +373,11 @@ class Batcher:
     ) -> tuple[Plan, list[_Waiting]] | None:
         """A batch of the orders whose deadlines end first; those that are too late fail."""
 
-        def choice(waiting: _Waiting, size: int) -> Budget | None:
-            left = 1e3 * (waiting.order.deadline - now) / self._slowdown[size]
-            return self.choose_budget(left) if left > 0 and self.choose_budget else None
+        def chosen(waiting: _Waiting, size: int) -> Plan | None:
+            return self._choose(1e3 * (waiting.order.deadline - now), size)
 
         hasty = sorted(queue, key=lambda waiting: waiting.order.deadline)
-        late = [w for w in hasty if choice(w, self._padded(w.order.rows)) is None]
+        late = [w for w in hasty if chosen(w, self._padded(w.order.rows)) is None]
         for waiting in late:
             _fail(
                 waiting,
@@ -393,10 +392,23 @@ class Batcher:
         if not hasty:
             return None
         size = self._padded(min(self.max_batch, sum(w.order.rows for w in hasty)))
-        while (budget := choice(hasty[0], size)) is None:
+        while (plan := chosen(hasty[0], size)) is None:
             size //= 2
-        same = [waiting for waiting in hasty if choice(waiting, size) == budget]
-        return wanted._replace(budget=budget), _first(same, size)
+        same = [waiting for waiting in hasty if chosen(waiting, size) == plan]
+        return plan._replace(info=wanted.info), _first(same, size)
+
+    def _choose(self, left_ms: float, size: int) -> Plan | None:
+        """The best plan that fits into `left_ms` in a batch of `size` rows."""
+        if self.choose_plan is None or left_ms <= 0:
+            return None
+        # A choice is right if its own slowdown is no more than the one that was reckoned with. The
+        # smaller that is the better the choice, so the first that is right is the best.
+        measured, worst = self._slowdown[size], float(size)
+        for slowdown in sorted({*measured.values(), worst}):
+            plan = self.choose_plan(left_ms / slowdown)
+            if plan is not None and measured.get(plan, worst) <= slowdown:
+                return plan
+        return None
 
     def _lane(self, plan: Plan, batch: Sequence[_Waiting]) -> _Lane:
         size = self._padded(sum(waiting.order.rows for waiting in batch))
@@ -465,6 +477,11 @@ class Batcher:
 
     # In a thread.
 
+    def _time(self, plan: Plan, size: int) -> float:
+        """Seconds of one call of a program."""
+        observations = np.zeros((size, self.policy.spec.observation_size), np.float32)
+        return self._compute(plan, [Order(observations, plan, 0, 0.0)], size)[1]
+
     def _compute(
         self, plan: Plan, orders: Sequence[Order], size: int
     ) -> tuple[list[Outcome], float]:
@@ -483,6 +500,7 @@ class Batcher:
             "best_of": plan.budget.best_of,
             "sampler": plan.strategy.sampler,
             "verifier": plan.strategy.verifier,
+            "choice": plan.strategy.choice,
             "key": _typed(keys),
         }
         if plan.info:
@@ -499,6 +517,21 @@ class Batcher:
             for part in parts
         ]
         return outcomes, time.perf_counter() - began
+
+
+def for_deadlines(calibration: Calibration) -> tuple[ChoosePlan, list[Plan]]:
+    """How a calibration chooses plans for deadlines, and every plan that it may choose."""
+
+    def bought(measured: Measured) -> Plan:
+        return Plan(measured.budget, calibration.strategy(measured))
+
+    def choose(left_ms: float) -> Plan | None:
+        try:
+            return bought(calibration.best_within(left_ms))
+        except NothingFitsError:
+            return None
+
+    return choose, [bought(measured) for measured in calibration.worth_having()]
 
 
 def _first(queue: Iterable[_Waiting], rows: int) -> list[_Waiting]:

@@ -29,6 +29,10 @@ _DECISIVE = ("processor", "cores", "devices")
 CALIBRATION = "calibration.json"
 
 
+class NothingFitsError(InputError):
+    """The fastest budget takes longer than the deadline."""
+
+
 class OtherMachineWarning(UserWarning):
     """Latencies were measured on a machine other than this one."""
 
@@ -102,7 +106,8 @@ class Calibration:
             rows: observations of the call; the latencies of the next larger measured number count.
 
         Raises:
-            InputError: no budget fits, or more rows than were measured.
+            NothingFitsError: no budget fits.
+            InputError: the deadline is not above 0, or more rows than were measured.
         """
         place = next((i for i, measured in enumerate(self.rows) if measured >= rows), None)
         if place is None:
@@ -117,7 +122,7 @@ class Calibration:
         fitting = [entry for entry in open_to_choice if entry.p99_ms[place] <= deadline_ms]
         if not fitting:
             fastest = min(open_to_choice, key=lambda entry: entry.p99_ms[place])
-            raise InputError(
+            raise NothingFitsError(
                 f"No budget fits into {deadline_ms:g} ms for {rows} observation(s): the fastest, "
                 f"{fastest.budget}, takes {fastest.p99_ms[place]:.2f} ms at the 99th percentile; "
                 "allow more time or train a smaller network."
@@ -125,6 +130,23 @@ class Calibration:
         if rolled_out:
             return max(fitting, key=lambda e: (e.success, -e.p99_ms[place]))
         return max(fitting, key=lambda e: e.budget.steps)
+
+    def worth_having(self, *, rows: int = 1) -> list[Measured]:
+        """What some deadline would buy for `rows` observations, the fastest first.
+
+        Raises:
+            InputError: more rows than were measured.
+        """
+        times = sorted({time for entry in self.measured for time in entry.p99_ms})
+        bought = []
+        for deadline_ms in times:
+            try:
+                best = self.best_within(deadline_ms, rows=rows)
+            except NothingFitsError:
+                continue
+            if best not in bought:
+                bought.append(best)
+        return bought
 
     def warn_elsewhere(self) -> None:
         """Warn with `OtherMachineWarning` where this is not the machine that was measured."""

@@ -12,6 +12,7 @@ import ipaddress
 import os
 import re
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,8 @@ class _ImpatientProtocol(H11Protocol):
         self._arriving = self._cut_later()
 
     def data_received(self, data: bytes) -> None:
+        # When it arrived, before it waits for its turn in the event loop.
+        self.app_state = {"arrival": time.monotonic()}
         super().data_received(data)
         if self.conn.their_state in (h11.IDLE, h11.SEND_BODY):
             self._arriving = self._arriving or self._cut_later()

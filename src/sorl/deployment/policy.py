@@ -81,7 +81,11 @@ class Policy:
     """
 
     def __init__(
-        self, saved: SavedPolicy, calibration: Calibration | None, *, random_seed: int
+        self,
+        saved: SavedPolicy,
+        calibration: Calibration | None = None,
+        *,
+        random_seed: int,
     ) -> None:
         self.module = saved.module
         self.algorithm = saved.algorithm
@@ -270,14 +274,14 @@ class Policy:
         )
 
     def prepare(self, *, rows: int = 1) -> None:
-        """Compile every calibrated budget for `rows` observations, so that deadlines can be kept.
+        """Compile whatever a deadline may buy for `rows` observations, so that it can be kept.
 
         Raises:
-            InputError: the policy has no calibration.
+            InputError: the policy has no calibration, or none for so many rows.
         """
         calibration = self._calibrated("To prepare for deadlines")
         shape = (self.spec.observation_size,) if rows == 1 else (rows, self.spec.observation_size)
-        for measured in calibration.measured:
+        for measured in calibration.worth_having(rows=rows):
             strategy = calibration.strategy(measured)
             self.act(
                 np.zeros(shape),

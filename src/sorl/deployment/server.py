@@ -41,6 +41,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 import sorl
 from sorl import algorithms
 from sorl.algorithm import AbstractScoredPolicy
+from sorl.choices import Choice
 from sorl.deployment import server_docs
 from sorl.deployment.batching import (
     Batcher,
@@ -56,6 +57,7 @@ from sorl.deployment.policy import Policy
 from sorl.deployment.request_body import read_json
 from sorl.deployment.server_metrics import CONTENT_TYPE_LATEST, ServerMetrics
 from sorl.deployment.server_schemas import (
+    CHOSEN_BY_DEADLINE,
     Answer,
     ErrorAnswer,
     Health,
@@ -136,7 +138,8 @@ def create_app(
 
         Give `steps` and `best_of`, or a `deadline_ms`, or nothing for the method's own budget.
         """
-        arrival = time.monotonic()
+        # The listener notes it; other servers that run this application do not.
+        arrival = request.scope.get("state", {}).get("arrival", time.monotonic())
         try:
             async with asyncio.timeout(limits.max_seconds):
                 body = await read_json(request, max_body)
@@ -200,16 +203,17 @@ def create_app(
 
 def _order(asked: Mapping[str, Any], policy: Policy, arrival: float) -> Order:
     deadline = asked.get("deadline_ms")
-    if deadline is not None and ("steps" in asked or "best_of" in asked):
+    if deadline is not None and any(name in asked for name in CHOSEN_BY_DEADLINE):
         raise InputError(
-            "deadline_ms chooses the budget by itself: leave out steps and best_of, or the "
-            "deadline."
+            "deadline_ms chooses the budget and how it is spent: leave out "
+            f"{', '.join(CHOSEN_BY_DEADLINE)}, or the deadline."
         )
     own = policy.algorithm.default_budget
     budget = Budget(asked.get("steps", own.steps), asked.get("best_of", own.best_of))
     strategy = Strategy(
         sampler=asked.get("sampler", "independent"),
         verifier=Verifier.parse(asked.get("verifier", "own")),
+        choice=Choice.parse(asked.get("choice", "own")),
     )
     return Order(
         observations=np.asarray(asked["observations"], np.float32),
@@ -288,7 +292,7 @@ def _described(batcher: Batcher, limits: Limits, max_body: int) -> dict[str, Any
             if isinstance(policy.module, AbstractScoredPolicy)
             else 1,
             "samplers": servable_samplers(policy, steps),
-            "deadlines": batcher.choose_budget is not None,
+            "deadlines": batcher.choose_plan is not None,
         },
         "limits": {
             "max_observations": batcher.max_batch,

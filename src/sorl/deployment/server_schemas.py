@@ -16,6 +16,9 @@ from sorl.inference import Strategy
 from sorl.samplers import Sampler
 from sorl.types import MAX_BEST_OF, MAX_STEPS, Budget
 
+CHOSEN_BY_DEADLINE = ("steps", "best_of", "sampler", "verifier", "choice")
+"""What a request with a deadline leaves out."""
+
 MAX_ENTRY = 1e9
 """Largest size of an observation's entry: far beyond it float32 overflows inside a network."""
 
@@ -52,7 +55,7 @@ class SpentBudget(BaseModel):
     """Compute of one decision."""
 
     steps: int = Field(description="Sampling steps of one candidate.")
-    best_of: int = Field(description="Candidates among which the critic chose.")
+    best_of: int = Field(description="Candidates that the action was chosen among.")
 
 
 class Information(BaseModel):
@@ -177,7 +180,7 @@ def request_model(batcher: Batcher, limits: Limits) -> type[BaseModel]:
     together: dict[str, Any] = {
         "not": {
             "required": ["deadline_ms"],
-            "anyOf": [{"required": ["steps"]}, {"required": ["best_of"]}],
+            "anyOf": [{"required": [name]} for name in CHOSEN_BY_DEADLINE],
         }
     }
     if "renoise" in samplers:
@@ -186,7 +189,6 @@ def request_model(batcher: Batcher, limits: Limits) -> type[BaseModel]:
             | ({"required": ["steps"]} if own.steps % 2 else {}),
             {"properties": {"best_of": {"const": 1}}}
             | ({"required": ["best_of"]} if own.best_of > 1 else {}),
-            {"required": ["deadline_ms"]},
         ]
         together["if"] = {"properties": {"sampler": {"const": "renoise"}}, "required": ["sampler"]}
         together["then"] = {"anyOf": possible}
@@ -211,14 +213,15 @@ def request_model(batcher: Batcher, limits: Limits) -> type[BaseModel]:
         ),
         best_of=_optional(
             whole,
-            f"Candidates among which the critic chooses; {own.best_of} if left out.",
+            f"Candidates among which one is chosen; {own.best_of} if left out.",
             ge=1,
             le=limits.max_best_of if scored else 1,
         ),
         deadline_ms=_optional(
             float,
             "Milliseconds from the arrival of the request within which the actions must be there; "
-            "the best budget that fits is chosen. Not together with steps or best_of.",
+            "the best budget that fits is chosen, and how it is spent. Not together with "
+            f"{', '.join(CHOSEN_BY_DEADLINE)}.",
             gt=0,
             le=1e3 * limits.max_seconds,
         ),
@@ -234,6 +237,14 @@ def request_model(batcher: Batcher, limits: Limits) -> type[BaseModel]:
             "How the critic's heads become one score: own (as the method does), mean, min, or "
             "such as mean-0.5std.",
             pattern=r"^(own|mean|min|mean-[0-9]{1,3}(\.[0-9]{1,6})?std)$",
+        ),
+        choice=_optional(
+            str,
+            "Which candidate acts: own (as the method does), best (the highest score), central "
+            "(the nearest to all others), or such as typical-2 (the highest of the two most "
+            "central) or softmax-1.",
+            pattern=r"^(own|best|central|typical-[1-9][0-9]{0,3}"
+            r"|softmax-([1-9][0-9]{0,2}(\.[0-9]{1,6})?|0\.[0-9]{0,5}[1-9]))$",
         ),
         info=_optional(
             bool,
