@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-for module in ("benchmarks.training", "benchmarks.evaluation", "benchmarks.exports"):
+for name in ("training", "evaluation", "acting", "exports"):
+    module = f"benchmarks.{name}"
     print(f"== {module}", flush=True)
     subprocess.run([sys.executable, "-m", module], check=True)
