@@ -12,12 +12,12 @@ import equinox as eqx
 import jax
 
 from sorl import algorithms
-from sorl.deployment import listener
-from sorl.deployment.batching import Batcher
 from sorl.deployment.policy import Policy, save_policy
-from sorl.deployment.server import create_app
-from sorl.deployment.server_metrics import ServerMetrics
-from sorl.deployment.server_schemas import Limits
+from sorl.deployment.serving import listener
+from sorl.deployment.serving.app import create_app
+from sorl.deployment.serving.batching import Batcher
+from sorl.deployment.serving.counters import ServerMetrics
+from sorl.deployment.serving.schemas import Limits
 from sorl.types import Member, Spec
 
 OBSERVATION, ACTION = 3, 2

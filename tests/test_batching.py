@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 
 from served import OBSERVATION, small_policy
 from sorl.choices import Choice
-from sorl.deployment.batching import (
+from sorl.deployment.calibration import Calibration, Measured
+from sorl.deployment.policy import Policy
+from sorl.deployment.serving.batching import (
     Batch,
     Batcher,
     LateError,
@@ -28,8 +30,6 @@ from sorl.deployment.batching import (
     UnpreparedError,
     for_deadlines,
 )
-from sorl.deployment.calibration import Calibration, Measured
-from sorl.deployment.policy import Policy
 from sorl.errors import InputError
 from sorl.inference import USUAL, Strategy
 from sorl.types import Budget

@@ -21,9 +21,9 @@ import pytest
 from finished_run import Processes
 from served import running, small_policy
 from sorl import cli
-from sorl.deployment import listener
 from sorl.deployment.policy import Policy
-from sorl.deployment.server_schemas import Limits
+from sorl.deployment.serving import listener
+from sorl.deployment.serving.schemas import Limits
 from sorl.errors import InputError
 
 ROW = [[0.5, -1, 0.2]]

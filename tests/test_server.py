@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 
 from served import OBSERVATION, small_policy
 from sorl.choices import Choice
-from sorl.deployment.batching import Batcher, Plan
 from sorl.deployment.policy import Policy
-from sorl.deployment.server import create_app
-from sorl.deployment.server_metrics import ServerMetrics
-from sorl.deployment.server_schemas import Limits
+from sorl.deployment.serving.app import create_app
+from sorl.deployment.serving.batching import Batcher, Plan
+from sorl.deployment.serving.counters import ServerMetrics
+from sorl.deployment.serving.schemas import Limits
 from sorl.errors import InputError
 from sorl.inference import Strategy
 from sorl.types import Budget

@@ -14,7 +14,7 @@ import schemathesis
 from hypothesis import HealthCheck, given, settings
 
 from served import running, small_policy
-from sorl.deployment.server_schemas import Limits
+from sorl.deployment.serving.schemas import Limits
 
 EXAMPLES = int(os.environ.get("SORL_SCHEMA_EXAMPLES", "10"))
 TOKEN = "correct.horse.battery.staple"

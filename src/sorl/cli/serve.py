@@ -54,10 +54,10 @@ def _serve(
     from sorl.errors import InputError
 
     try:
-        from sorl.deployment import listener
-        from sorl.deployment.server import create_app
-        from sorl.deployment.server_metrics import ServerMetrics
-        from sorl.deployment.server_schemas import Limits
+        from sorl.deployment.serving import listener
+        from sorl.deployment.serving.app import create_app
+        from sorl.deployment.serving.counters import ServerMetrics
+        from sorl.deployment.serving.schemas import Limits
     except ModuleNotFoundError as error:
         if str(error.name).startswith("sorl"):
             raise
@@ -66,8 +66,8 @@ def _serve(
         ) from error
 
     from sorl.console import show_progress
-    from sorl.deployment.batching import Batcher, Plan, for_deadlines
     from sorl.deployment.policy import Policy
+    from sorl.deployment.serving.batching import Batcher, Plan, for_deadlines
     from sorl.inference import servable_budgets
     from sorl.interruption import Interruption, StoppedError
     from sorl.types import Budget

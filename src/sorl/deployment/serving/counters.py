@@ -13,7 +13,7 @@ from prometheus_client import (
     generate_latest,
 )
 
-from sorl.deployment.batching import Batch
+from sorl.deployment.serving.batching import Batch
 
 __all__ = ["CONTENT_TYPE_LATEST", "ServerMetrics"]
 

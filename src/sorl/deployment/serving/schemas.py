@@ -9,8 +9,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from sorl import inference
 from sorl.algorithm import AbstractScoredPolicy
-from sorl.deployment.batching import MAX_SEED, Batcher
 from sorl.deployment.policy import Policy
+from sorl.deployment.serving.batching import MAX_SEED, Batcher
 from sorl.errors import InputError
 from sorl.inference import Strategy
 from sorl.samplers import Sampler

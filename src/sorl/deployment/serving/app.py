@@ -42,8 +42,9 @@ import sorl
 from sorl import algorithms
 from sorl.algorithm import AbstractScoredPolicy
 from sorl.choices import Choice
-from sorl.deployment import server_docs
-from sorl.deployment.batching import (
+from sorl.deployment.policy import Policy
+from sorl.deployment.serving import pages
+from sorl.deployment.serving.batching import (
     Batcher,
     LateError,
     Order,
@@ -53,10 +54,9 @@ from sorl.deployment.batching import (
     StoppingError,
     UnpreparedError,
 )
-from sorl.deployment.policy import Policy
-from sorl.deployment.request_body import read_json
-from sorl.deployment.server_metrics import CONTENT_TYPE_LATEST, ServerMetrics
-from sorl.deployment.server_schemas import (
+from sorl.deployment.serving.counters import CONTENT_TYPE_LATEST, ServerMetrics
+from sorl.deployment.serving.request_body import read_json
+from sorl.deployment.serving.schemas import (
     CHOSEN_BY_DEADLINE,
     Answer,
     ErrorAnswer,
@@ -193,7 +193,7 @@ def create_app(
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
-        return HTMLResponse(server_docs.render(app.openapi()))
+        return HTMLResponse(pages.render(app.openapi()))
 
     return app
 
