@@ -23,9 +23,9 @@ k above M and B^ mean, and which candidate is chosen, is told at `SORLPolicy`.
 
 Departures from the paper: the critic may read the number of steps k of the policy it values
 (`critic_sees_steps`, as in the authors' experiments; the paper's equations do not show it).
-Ours: of N candidates the most central one acts and not the arg max of Q, which is the choice
-`best` (`sorl.choices`); the actor's Q loss reads the critic after the critic's step of the same
-update; LayerNorm's epsilon is 1e-6.
+Ours: of N candidates the better of the two most central ones acts (`typical-2` of `sorl.choices`)
+and not the arg max of Q over all, which is the choice `best` and the same for N = 2; the actor's Q
+loss reads the critic after the critic's step of the same update; LayerNorm's epsilon is 1e-6.
 """
 
 from __future__ import annotations
@@ -92,8 +92,9 @@ class SORLPolicy(AbstractRenoisingPolicy):
     velocity of the finest, which is that of the flow itself. Above M^BTT the critic has seen no
     such policy: it is asked about the one of M^BTT steps. Both rules are ours.
 
-    Of several candidates the most central one acts unless another choice is asked for: with a young
-    critic the paper's arg max of Q does worse than one candidate (results/test-time-compute).
+    Of several candidates the better of the two most central ones acts unless another choice is
+    asked for: the paper's arg max of Q over all of them finds what a young critic overrates, and
+    often does worse than one candidate (results/test-time-compute).
 
     Attributes:
         velocity: the shortcut network.
@@ -110,7 +111,7 @@ class SORLPolicy(AbstractRenoisingPolicy):
     backprop_steps: int = eqx.field(static=True)
     aggregation: Aggregation = eqx.field(static=True)
     critic_sees_steps: bool = eqx.field(static=True)
-    own_choice: ClassVar[Choice] = Choice("central")
+    own_choice: ClassVar[Choice] = Choice("typical", 2)
 
     def check_steps(self, steps: int) -> None:
         """Raise `InputError` unless `steps` is a power of two, at most `MOST_STEPS`."""
