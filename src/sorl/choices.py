@@ -108,7 +108,7 @@ class Choice:
         if self.rule == "central":
             return jnp.argmin(remoteness(actions))
         if self.rule == "typical":
-            # Not by sorting: exports leave the number of candidates open, and ONNX has no sort.
+            # Counted, not sorted: exports leave the number of candidates open, which K may exceed.
             far = remoteness(actions)
             nearer = jnp.sum(far[None] < far[:, None], axis=1)
             return jnp.argmax(jnp.where(nearer < self.parameter, scores, -jnp.inf))

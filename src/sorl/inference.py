@@ -138,7 +138,7 @@ def check(policy: AbstractPolicy, budget: Budget, strategy: Strategy = USUAL) ->
 
 
 def resolved(policy: AbstractPolicy, choice: Choice) -> Choice:
-    """The choice, `own` replaced by the method's; without a critic that is one it cannot make."""
+    """The choice, `own` replaced by the method's; without a critic by best, which is refused."""
     if choice.rule != "own":
         return choice
     scored = isinstance(policy, AbstractScoredPolicy)
