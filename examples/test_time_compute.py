@@ -35,6 +35,7 @@ def main(
     run: tyro.conf.Positional[Path],
     out: tyro.conf.Positional[Path],
     *,
+    budgets: tuple[str, ...] | None = None,
     episodes: int = 30,
     seed: int = 7,
     calls: int = 200,
@@ -44,6 +45,7 @@ def main(
     Args:
         run: folder of the run.
         out: table to make or to complete.
+        budgets: only the ways with one of these budgets.
         episodes: episodes for each way, task and seed.
         seed: seed of the episodes.
         calls: timed calls of each way.
@@ -51,7 +53,7 @@ def main(
     opened = Run.open(run)
     policies, members = load_stacked(run)
     policy = Policy.load(run)
-    ways = ways_of(policy)
+    ways = [way for way in ways_of(policy) if budgets is None or str(way[0]) in budgets]
     rows: list[dict[str, Any]] = list(tables.read_rows(out)) if out.exists() else []
     done = {name(row) for row in rows}
     with Evaluator(opened.config["environment"]) as evaluator, show_progress() as on_progress:
@@ -99,7 +101,7 @@ def ways_of(policy: Policy) -> list[tuple[Budget, Strategy]]:
     ways += [
         (Budget(8, n), Strategy(choice=Choice.parse(choice)))
         for n in (2, 4)
-        for choice in ("best", "central")
+        for choice in ("best", "typical-2", "central")
     ]
     best = Choice("best")
     ways += [

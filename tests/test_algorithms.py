@@ -21,9 +21,10 @@ import probes
 from compilations import compilations
 from sorl import algorithms, checkpoint
 from sorl.algorithm import AbstractAlgorithm, AbstractScoredPolicy
+from sorl.choices import Choice
 from sorl.deployment.policy import Policy, save_policy
 from sorl.errors import InputError
-from sorl.inference import act
+from sorl.inference import Strategy, act
 from sorl.samplers import draw
 from sorl.training import Snapshot, TrainingState, initial_state, train
 from sorl.types import Budget, Spec
@@ -275,7 +276,10 @@ def test_best_of_n_for_a_batch_equals_one_by_one(trained, batch):
     rng = np.random.default_rng(batch)
     observations = jnp.asarray(rng.normal(size=(batch, 3)), jnp.float32)
     keys = jax.random.split(jax.random.key(batch), batch)
-    together = jax.vmap(lambda s, key: act(policy, s, budget=budget, key=key))(observations, keys)
+    arg_max = Strategy(choice=Choice("best"))
+    together = jax.vmap(lambda s, key: act(policy, s, budget=budget, strategy=arg_max, key=key))(
+        observations, keys
+    )
     for i in range(batch):
         drawn = draw(policy, observations[i], budget=budget, key=keys[i])
         scores = [
