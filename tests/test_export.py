@@ -318,7 +318,7 @@ def test_numpy_alone_is_enough(root: Path) -> None:
     policy = policy_of("sorl").module
     observation = jnp.asarray([[0.1, -1.0, 2.0]])
     exact = decide(
-        policy, Graph(4, True), OWN, SORLPolicy.own_choice, observation, jnp.asarray(noise)
+        policy, Graph(4, True), OWN, TYPICAL, observation, jnp.asarray(noise)
     )
     np.testing.assert_allclose(found, exact.action[0], atol=1e-5)
 

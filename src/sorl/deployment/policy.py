@@ -94,7 +94,10 @@ class Policy:
         self.update = saved.update
         self.provenance = saved.provenance
         self.calibration = calibration
-        self._arrays, static = eqx.partition(saved.module, eqx.is_array)
+        # A flat list, because taking a policy apart at every call costs as much as a small one.
+        arrays, static = eqx.partition(saved.module, eqx.is_array)
+        self._arrays, structure = jax.tree.flatten(arrays)
+        self._served: set[tuple[Budget, Strategy]] = set()
         self._stream = jax.random.key(random_seed)
         self._drawn = 0
         self._told_elsewhere = False
@@ -102,14 +105,14 @@ class Policy:
 
         @functools.partial(jax.jit, static_argnames=("decide", "budget", "strategy"))
         def act(
-            arrays: Any,
+            arrays: list[Array],
             observations: Float[Array, "rows observation_size"],
             keys: Key[Array, " rows"],
             decide: Callable[..., Any],
             budget: Budget,
             strategy: Strategy,
         ) -> Any:
-            policy = eqx.combine(arrays, static)
+            policy = eqx.combine(jax.tree.unflatten(structure, arrays), static)
 
             def one(observation: Float[Array, " observation_size"], key: Key[Array, ""]) -> Any:
                 return decide(policy, observation, budget=budget, strategy=strategy, key=key)
@@ -329,7 +332,9 @@ class Policy:
             choice=Choice.parse(choice) if isinstance(choice, str) else choice or OWN_CHOICE,
             adaptive=adaptive or None,
         )
-        inference.check(self.module, budget, strategy)
+        if (budget, strategy) not in self._served:
+            inference.check(self.module, budget, strategy)
+            self._served.add((budget, strategy))
         return budget, strategy
 
     def _calibrated(self, what: str) -> Calibration:
