@@ -141,6 +141,8 @@ def draw(runs: list[list[dict[str, Any]]]) -> Figure:
             xscale="log",
             ylim=(0, 1),
         )
+        for formatted in (panel.xaxis.set_major_formatter, panel.xaxis.set_minor_formatter):
+            formatted("{x:g}")
     axes[0].set_ylabel("success")
     axes[0].legend(fontsize=8)
     return figure

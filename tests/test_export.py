@@ -317,9 +317,7 @@ def test_numpy_alone_is_enough(root: Path) -> None:
     noise = np.random.default_rng(3).standard_normal((1, 8, 2), np.float32)
     policy = policy_of("sorl").module
     observation = jnp.asarray([[0.1, -1.0, 2.0]])
-    exact = decide(
-        policy, Graph(4, True), OWN, TYPICAL, observation, jnp.asarray(noise)
-    )
+    exact = decide(policy, Graph(4, True), OWN, TYPICAL, observation, jnp.asarray(noise))
     np.testing.assert_allclose(found, exact.action[0], atol=1e-5)
 
 
