@@ -6,10 +6,10 @@
     typical-2    the highest score among the two (or as many as are named) most central ones
     softmax-1.0  at random, with probability ∝ exp(score / (T · standard deviation of the scores))
 
-The arg max finds what the critic overrates, and that lies at the edge of what the sampler draws,
-where the data are thin. Distances among the candidates tell where the sampler's density is high
-without computing it: the more candidates, the nearer `central` comes to the densest place, and
-`typical` sets a floor to how far from it the critic may go. All but the arg max are ours.
+The arg max takes candidates from the edge of what the sampler draws, where the data are thin.
+Distances among the candidates tell where the sampler's density is high without computing it: the
+more candidates, the nearer `central` comes to the densest place, and `typical` sets a floor to how
+far from it the critic may go. All but the arg max are ours.
 """
 
 from __future__ import annotations

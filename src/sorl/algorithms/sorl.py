@@ -93,8 +93,8 @@ class SORLPolicy(AbstractRenoisingPolicy):
     such policy: it is asked about the one of M^BTT steps. Both rules are ours.
 
     Of several candidates the better of the two most central ones acts unless another choice is
-    asked for: the paper's arg max of Q over all of them finds what a young critic overrates, and
-    often does worse than one candidate (results/test-time-compute).
+    asked for: the paper's arg max of Q over all of them, taken at every decision, often does worse
+    than one candidate while the critic is young (results/test-time-compute).
 
     Attributes:
         velocity: the shortcut network.
