@@ -4,8 +4,8 @@
 
 `sorl calibrate` makes it (`sorl.deployment.measuring`); `Policy.act(deadline_ms=...)` reads it.
 What a budget buys is the success of rollouts, where there were any. The critic's own opinion of
-what it chose is told too, but never trusted: it rises with the number of candidates whether or not
-the actions get better.
+what it chose is told too, but never trusted: by the arg max it rises with the number of candidates
+whether or not the actions get better.
 """
 
 from __future__ import annotations
