@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from sorl import files, tables
-from sorl.jobs.grid import Point, stopped_members, text
+from sorl.jobs.grid import Point, text
 from sorl.jobs.job import Job
+from sorl.jobs.outcome import stopped_members
 from sorl.report.results import LAST, Results, Values, read
 from sorl.report.statistics import bootstrap, mean
 from sorl.types import Budget

@@ -26,7 +26,7 @@ from typing import Any
 
 import jax
 
-from sorl import algorithms, checkpoint, files
+from sorl import algorithms, files
 from sorl.algorithm import AbstractAlgorithm
 from sorl.console import Display
 from sorl.data.sources import load_dataset
@@ -34,10 +34,10 @@ from sorl.errors import InputError
 from sorl.inference import check_budgets, policy_skeleton, servable_budgets
 from sorl.interruption import Interruption, StoppedError
 from sorl.jobs.job import EXECUTION, Job, config_of
+from sorl.jobs.outcome import diverged, ended, is_run
 from sorl.jobs.work import start
 from sorl.runs import INCIDENTAL, Run, check_same_config
-from sorl.training import members_of
-from sorl.types import Budget, Member
+from sorl.types import Budget
 
 MOST_POINTS = 64
 
@@ -174,14 +174,14 @@ def run_queue(
             _check(out, points, job)
             for number, point in enumerate(points, start=1):
                 folder, own = out / point.name, point.job(job)
-                if not _ended(folder, own):
+                if not ended(folder, own):
                     display.say(f"Point {number} of {len(points)}: {point.name}")
                     _train(folder, point, own, display, quiet=quiet)
-                if not _ended(folder, own):
+                if not ended(folder, own):
                     break  # the user stopped it
     except StoppedError:
         pass
-    return [point for point in points if _ended(out / point.name, point.job(job))]
+    return [point for point in points if ended(out / point.name, point.job(job))]
 
 
 def text(value: Any) -> str:
@@ -189,12 +189,6 @@ def text(value: Any) -> str:
     if isinstance(value, tuple):
         return "x".join(map(text, value))
     return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
-
-
-def stopped_members(config: Mapping[str, Any], events: Iterable[Mapping[str, Any]]) -> set[Member]:
-    """The members of a run, given its config and its events, that diverged and were stopped."""
-    stopped = {(event.get("task"), event.get("seed")) for event in events}
-    return {member for member in _members(config) if member in stopped}
 
 
 def _check(out: Path, points: Sequence[Point], job: Job) -> None:
@@ -216,7 +210,7 @@ def _check(out: Path, points: Sequence[Point], job: Job) -> None:
                 f"The folder {out} holds something else than runs of this grid: choose another "
                 "--out."
             )
-    begun = [pair for pair in zip(folders, points, strict=True) if _is_run(pair[0])]
+    begun = [pair for pair in zip(folders, points, strict=True) if is_run(pair[0])]
     if not begun:
         return
     dataset = load_dataset(job.environment, data=job.data, tasks=job.tasks)
@@ -232,7 +226,7 @@ def _train(folder: Path, point: Point, job: Job, display: Display, *, quiet: boo
     try:
         start(folder, point.algorithm, job, resume=True, quiet=quiet)
     except InputError:
-        if not (_is_run(folder) and _diverged(Run.open(folder))):
+        if not (is_run(folder) and diverged(Run.open(folder))):
             raise
         display.say(
             f"{point.name} diverged: every task and seed was stopped, see {folder / 'events.jsonl'}"
@@ -240,31 +234,3 @@ def _train(folder: Path, point: Point, job: Job, display: Display, *, quiet: boo
         )
     finally:
         jax.clear_caches()  # a point's program serves no other point, and takes some 80 MB
-
-
-def _is_run(folder: Path) -> bool:
-    return (folder / "config.json").is_file()
-
-
-def _ended(folder: Path, job: Job) -> bool:
-    """Whether a point's run is there and has nothing left to do."""
-    if not _is_run(folder):
-        return False
-    run = Run.open(folder)
-    if _diverged(run):
-        return True
-    done = {
-        (row.get("task"), row.get("seed"), row.get("budget"))
-        for row in run.evaluations()
-        if row.get("update") == job.updates
-    }
-    wanted = {(*member, str(budget)) for member in _members(run.config) for budget in job.budgets}
-    return checkpoint.latest(run.checkpoints) == job.updates and wanted <= done
-
-
-def _diverged(run: Run) -> bool:
-    return stopped_members(run.config, run.events()) == set(_members(run.config))
-
-
-def _members(config: Mapping[str, Any]) -> tuple[Member, ...]:
-    return members_of(config["tasks"], config["seeds"])

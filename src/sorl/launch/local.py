@@ -1,0 +1,189 @@
+"""The queue of this machine: one work at a time on each GPU, or on each core where there is none.
+
+Every work is a process of its own, since JAX takes its devices once and for all. A process that
+dies is started again, and goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from sorl.errors import InputError
+from sorl.interruption import Interruption
+from sorl.launch.progress import Board, Standing
+from sorl.launch.work import Work
+
+ATTEMPTS = 3
+"""How often a work is begun before it counts as failed."""
+
+_LOOK_SECONDS = 0.2
+_SHOW_SECONDS = 2.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """A place where one work runs at a time.
+
+    Attributes:
+        name: what it is called in tables.
+        cores: cores that its process stays on; None means all.
+        gpu: what CUDA_VISIBLE_DEVICES is set to; None leaves it as it is.
+    """
+
+    name: str
+    cores: tuple[int, ...] | None = None
+    gpu: str | None = None
+
+
+def slots_here(works: int) -> list[Slot]:
+    """A slot for each GPU; without one, the cores shared evenly among at most `works` slots."""
+    if gpus := _gpus():
+        return [Slot(f"GPU {gpu}", gpu=gpu) for gpu in gpus]
+    try:
+        cores = sorted(os.sched_getaffinity(0))
+    except AttributeError:  # only Linux can bind a process to cores
+        return [Slot("this machine")]
+    count = max(1, min(works, len(cores)))
+    shares = [tuple(cores[place::count]) for place in range(count)]
+    return [
+        Slot(f"core{'s'[: len(share) > 1]} {','.join(map(str, share))}", cores=share)
+        for share in shares
+    ]
+
+
+def launch(
+    works: Sequence[Work],
+    *,
+    slots: Sequence[Slot] | None = None,
+    attempts: int = ATTEMPTS,
+    quiet: bool = False,
+) -> list[Standing]:
+    """Do all works; called again, go on.
+
+    Ctrl-C and SIGTERM stop every process with everything saved. When this process dies in any
+    other way, they do the same by themselves.
+
+    Args:
+        works: the works, of names and folders that differ.
+        slots: where; None means `slots_here`.
+        attempts: how often a work is begun before it counts as failed, at least 1.
+        quiet: print nothing.
+
+    Returns:
+        How each stands, in the same order: done, failed, or, asked to stop, stopped or waiting.
+
+    Raises:
+        InputError: two works share a name or a folder, `attempts` is below 1, or a folder cannot
+            be written.
+    """
+    check(works, attempts)
+    standings = [Standing(work, "done" if work.done() else "waiting") for work in works]
+    waiting = [standing for standing in standings if standing.state == "waiting"]
+    for standing in waiting:
+        standing.work.write()
+    free = list(slots_here(len(waiting)) if slots is None else slots)
+    running: dict[str, tuple[Standing, Slot, subprocess.Popen[bytes]]] = {}
+    board = Board(standings, quiet=quiet)
+    stop = Interruption(lambda: None, "stopped at once; the same command goes on.")
+    shown = 0.0
+    try:
+        with board, stop.handled():
+            while running or (waiting and not stop.requested):
+                while waiting and free and not stop.requested:
+                    standing, slot = waiting.pop(0), free.pop(0)
+                    standing.state, standing.where = "running", slot.name
+                    standing.attempts += 1
+                    running[standing.work.name] = standing, slot, _begin(standing.work, slot)
+                for name, (standing, slot, process) in list(running.items()):
+                    if stop.requested and process.stdin is not None and not process.stdin.closed:
+                        process.stdin.close()  # it stops with everything saved
+                    if process.poll() is None:
+                        continue
+                    del running[name]
+                    free.append(slot)
+                    _settle(standing, process.returncode, attempts, stopping=stop.requested)
+                    if standing.state == "waiting":
+                        waiting.append(standing)
+                if time.monotonic() - shown >= _SHOW_SECONDS:
+                    board.show()
+                    shown = time.monotonic()
+                time.sleep(_LOOK_SECONDS)
+    finally:
+        for _, _, process in running.values():
+            process.kill()
+            process.wait()
+    return standings
+
+
+def check(works: Sequence[Work], attempts: int) -> None:
+    """Raise `InputError` for works that would get into each other's way."""
+    for what in ("name", "folder"):
+        values = [getattr(work, what) for work in works]
+        repeated = [value for place, value in enumerate(values) if value in values[:place]]
+        if repeated:
+            raise InputError(f"Two runs of the launch have the {what} {repeated[0]}: give another.")
+    if attempts < 1:
+        raise InputError(f"attempts={attempts} is not possible: give at least 1.")
+
+
+def _begin(work: Work, slot: Slot) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "sorl.launch.worker", str(work.folder), "--watch"]
+    environment = dict(os.environ)
+    if slot.cores is not None:
+        command += ["--cores", ",".join(map(str, slot.cores))]
+    if slot.gpu is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = slot.gpu
+    with _log(work).open("ab") as log:
+        # A session of its own: Ctrl-C at the terminal is ours to pass on, once.
+        return subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+
+
+def _settle(standing: Standing, code: int, attempts: int, *, stopping: bool) -> None:
+    """What has become of a work whose process ended with `code`."""
+    if code == 0 and standing.work.done():
+        standing.state = "done"
+    elif stopping:
+        standing.state = "stopped"
+    elif code == 2 or standing.attempts >= attempts:
+        standing.state, standing.message = "failed", _last_words(standing.work, code)
+    else:
+        standing.state = "waiting"
+
+
+def _log(work: Work) -> Path:
+    return work.folder / "log.txt"
+
+
+def _last_words(work: Work, code: int) -> str:
+    lines = _log(work).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1] if lines else f"its process ended with exit code {code}, see {_log(work)}."
+
+
+def _gpus() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES may be set to, for each GPU that this process may use."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [gpu for gpu in visible.split(",") if gpu not in ("", "-1")]
+    if shutil.which("nvidia-smi") is None:
+        return []
+    listed = subprocess.run(
+        ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return listed.stdout.split() if listed.returncode == 0 else []
