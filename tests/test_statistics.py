@@ -180,3 +180,70 @@ def test_impossible_scores_are_refused(scores: np.ndarray) -> None:
 def test_impossible_settings_are_refused(options: dict) -> None:
     with pytest.raises(InputError, match="is not possible"):
         statistics.bootstrap(np.zeros((2, 2)), **options)
+
+
+# Of two methods.
+
+
+def test_published_worked_values() -> None:
+    # The small scores by which rliable's own tests check its metrics.
+    x = np.array([[1, 2], [2, 2], [1, 1], [2, 1]], float)
+    y = np.array([[1, 1], [2, 2], [3, 3]], float)
+    assert [statistics.mean(x), statistics.interquartile_mean(x)] == [1.5, 1.5]
+    assert [statistics.mean(y), statistics.interquartile_mean(y)] == [2, 2]
+    assert statistics.probability_of_improvement(x, y).value == pytest.approx(1 / 3)
+    # SciPy's example of the test of Mann and Whitney: U = 17 of 5 x 4 pairs.
+    ages = np.array([[19.0, 22, 16, 29, 24]]).T, np.array([[20.0, 11, 17, 12]]).T
+    assert statistics.probability_of_improvement(*ages).value == pytest.approx(17 / 20)
+
+
+@given(COMPLETE, COMPLETE)
+def test_probability_of_improvement_equals_mann_and_whitney(x: np.ndarray, y: np.ndarray) -> None:
+    tasks = min(x.shape[1], y.shape[1])
+    x, y = x[:, :tasks], y[:, :tasks]
+    expected = np.mean(
+        [
+            scipy.stats.mannwhitneyu(x[:, task], y[:, task], method="asymptotic").statistic
+            / (len(x) * len(y))
+            for task in range(tasks)
+        ]
+    )
+    there = statistics.probability_of_improvement(x, y, resamples=50)
+    back = statistics.probability_of_improvement(y, x, resamples=1)
+    assert there.value == pytest.approx(expected)
+    assert there.value + back.value == pytest.approx(1)
+    if min(len(x), len(y)) < 2:
+        assert np.isnan([there.low, there.high]).all()
+    else:
+        assert 0 <= there.low <= there.high <= 1
+
+
+def test_interval_of_the_probability_holds_the_truth() -> None:
+    generator = np.random.default_rng(6)
+    truth, covered = scipy.stats.norm.cdf(0.5 / np.sqrt(2)), 0
+    for _ in range(150):
+        x, y = generator.normal(0.5, 1, (12, 3)), generator.normal(0, 1, (12, 3))
+        found = statistics.probability_of_improvement(x, y, resamples=150)
+        covered += int(found.low <= truth <= found.high)
+    assert 0.86 < covered / 150 < 0.99
+
+
+@given(HOLED, st.lists(FINITE, min_size=1, max_size=4))
+def test_performance_profile_counts(scores: np.ndarray, thresholds: list[float]) -> None:
+    profile = statistics.performance_profile(scores, np.array(thresholds), resamples=20)
+    for place, threshold in enumerate(thresholds):
+        above = np.where(np.isnan(scores), np.nan, scores > threshold)
+        np.testing.assert_allclose(profile.value[place], slow_mean(above), atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("x", "y"),
+    [
+        (np.zeros((2, 2)), np.zeros((2, 3))),
+        (np.zeros((2, 2)), np.full((2, 2), np.nan)),
+        (np.zeros((1, 2, 2)), np.zeros((2, 2))),
+    ],
+)
+def test_scores_that_cannot_be_compared(x: np.ndarray, y: np.ndarray) -> None:
+    with pytest.raises(InputError, match="cannot be compared"):
+        statistics.probability_of_improvement(x, y)

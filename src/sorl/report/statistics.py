@@ -1,4 +1,4 @@
-"""How sure a score is: mean, interquartile mean and their bootstrap intervals.
+"""How sure a score is, and a difference: means, profiles, probabilities, bootstrap intervals.
 
 Scores are arrays `[..., runs, tasks]`: one number for every run (seed) and every task, with any
 leading axes (points of a curve, budgets) treated one by one. NaN means that this run has no score
@@ -19,7 +19,7 @@ runs of one task, and in 75, 86, 91, 92 and 92% with five tasks.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -116,12 +116,7 @@ def bootstrap(
         InputError: the scores have no run or task axis, or a setting is out of range.
     """
     scores = _checked(scores)
-    if not 0.0 < confidence < 1.0:
-        raise InputError(
-            f"confidence={confidence!r} is not possible: give a number between 0 and 1."
-        )
-    if resamples < 1:
-        raise InputError(f"resamples={resamples!r} is not possible: give 1 or more.")
+    _check_settings(confidence, resamples)
     leading, (runs, tasks) = scores.shape[:-2], scores.shape[-2:]
     value = np.asarray(statistic(scores))
     ordered = np.sort(scores, axis=-2).reshape(-1, runs, tasks)  # present scores first, then NaN
@@ -141,6 +136,81 @@ def bootstrap(
         drawn = np.where(surplus, np.nan, drawn)
         low[part], high[part] = np.percentile(statistic(drawn), [tail, 100.0 - tail], axis=-1)
     return Estimate(value, low.reshape(leading), high.reshape(leading))
+
+
+def probability_of_improvement(
+    scores: Scores,
+    others: Scores,
+    *,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Estimate:
+    """How likely a run of one method is better than a run of another on a task drawn at random.
+
+    P(X > Y) + P(X = Y)/2 over all pairs of runs, averaged over tasks: the statistic of Mann and
+    Whitney divided by the number of pairs. 0.5 means that neither is better. Source: Agarwal et
+    al. (arXiv 2108.13264), section 4.
+
+    Args:
+        scores: of the one method, `[runs, tasks]`, none missing.
+        others: of the other, `[other runs, tasks]`, none missing.
+        confidence: probability that the interval aims at, between 0 and 1.
+        resamples: number of bootstrap resamples, at least 1.
+        seed: seed of the draws.
+
+    Returns:
+        An `Estimate` of scalars; runs of both methods are resampled within each task. `low` and
+        `high` are NaN where either method has fewer than two runs.
+
+    Raises:
+        InputError: the shapes do not fit, scores are missing, or a setting is out of range.
+    """
+    scores, others = _checked(scores), _checked(others)
+    if scores.ndim != 2 or others.ndim != 2 or scores.shape[1] != others.shape[1]:
+        raise InputError(
+            f"Scores of shapes {scores.shape} and {others.shape} cannot be compared: give "
+            "[runs, tasks] of the same tasks."
+        )
+    if np.isnan(scores).any() or np.isnan(others).any():
+        raise InputError("Missing scores cannot be compared: leave out their runs or their tasks.")
+    _check_settings(confidence, resamples)
+    better = np.sign(scores[:, None] - others[None]) / 2 + 0.5  # [runs, other runs, tasks]
+    value = np.asarray(better.mean())
+    if min(len(scores), len(others)) < 2:
+        return Estimate(value, np.asarray(np.nan), np.asarray(np.nan))
+    generator = np.random.default_rng(seed)
+    tasks = np.arange(scores.shape[1])
+    drawn = []
+    for _ in range(resamples):
+        first = generator.integers(len(scores), size=scores.shape)
+        second = generator.integers(len(others), size=others.shape)
+        drawn.append(better[first[:, None], second[None], tasks].mean())
+    tail = 50.0 * (1.0 - confidence)
+    low, high = np.percentile(drawn, [tail, 100.0 - tail])
+    return Estimate(value, np.asarray(low), np.asarray(high))
+
+
+def performance_profile(scores: Scores, thresholds: Scores, **settings: Any) -> Estimate:
+    """The share of runs whose score is above each threshold, runs and tasks pooled.
+
+    A method whose profile lies above another's everywhere is better however one counts. Source:
+    Agarwal et al. (arXiv 2108.13264), section 4, where it is called a run-score distribution.
+
+    Args:
+        scores: `[runs, tasks]`, NaN where a run has no score.
+        thresholds: `[thresholds]`.
+        **settings: `confidence`, `resamples` and `seed` of `bootstrap`.
+
+    Returns:
+        An `Estimate` of arrays `[thresholds]`.
+
+    Raises:
+        InputError: as `bootstrap`.
+    """
+    scores = _checked(scores)
+    above = (scores > np.asarray(thresholds, np.float64)[:, None, None]).astype(np.float64)
+    return bootstrap(np.where(np.isnan(scores), np.nan, above), **settings)
 
 
 def mean_of_last(values: Scores, count: int = 3, *, axis: int = 0) -> Scores:
@@ -182,3 +252,12 @@ def _checked(scores: Scores) -> Scores:
             "Infinite scores cannot be summarised: give finite scores, NaN if missing."
         )
     return scores
+
+
+def _check_settings(confidence: float, resamples: int) -> None:
+    if not 0.0 < confidence < 1.0:
+        raise InputError(
+            f"confidence={confidence!r} is not possible: give a number between 0 and 1."
+        )
+    if resamples < 1:
+        raise InputError(f"resamples={resamples!r} is not possible: give 1 or more.")
