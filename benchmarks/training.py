@@ -19,10 +19,9 @@ platform.prepare()
 
 import jax  # noqa: E402 - XLA reads its settings when JAX starts
 import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
 
 from sorl.algorithms.sorl import SORL  # noqa: E402
-from sorl.data.dataset import Dataset  # noqa: E402
+from sorl.data.synthetic import synthetic  # noqa: E402
 from sorl.training import train  # noqa: E402
 
 OBSERVATION, ACTION, BATCH = 28, 5, 256
@@ -56,20 +55,6 @@ def flops(algorithm: SORL, first: int, updates: int) -> float:
     return 2.0 * BATCH * (actor * passes + critic * 6 * updates)
 
 
-def synthetic(rows: int = 100_000) -> Dataset:
-    """Data of the right shape; their content costs nothing."""
-    rng = np.random.default_rng(0)
-    ends = np.zeros(rows)
-    ends[999::1000] = 1
-    return Dataset.from_arrays(
-        rng.normal(size=(rows, OBSERVATION)).astype(np.float32),
-        rng.uniform(-1, 1, (rows, ACTION)).astype(np.float32),
-        ends,
-        -np.ones((1, rows), np.float32),
-        np.ones((1, rows), np.float32),
-    )
-
-
 def matmul_peak(size: int = 2048, repeats: int = 8) -> float:
     """Best rate of a square float32 product over all cores, in FLOP/s."""
     a = jax.random.normal(jax.random.key(0), (size, size))
@@ -85,7 +70,7 @@ def matmul_peak(size: int = 2048, repeats: int = 8) -> float:
 
 def main() -> None:
     """Measure every case and print one line each."""
-    dataset = synthetic()
+    dataset = synthetic(OBSERVATION, ACTION)
     names = ("network", "seeds", "updates/s", "GFLOP/s", "peak", "fraction")
     print("".join(f"{name:>11}" for name in names))
     for hidden, seeds, updates in CASES:

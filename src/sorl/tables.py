@@ -55,6 +55,17 @@ def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     files.write_text(path, _format([columns, *padded, *new]))
 
 
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a CSV file of these rows alone, replacing an earlier one in one step.
+
+    Rows and errors as in `append_rows`.
+    """
+    rows = list(rows)
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    cells = [[_to_text(row.get(column, "")) for column in columns] for row in rows]
+    files.write_text(path, _format([columns, *cells]) if columns else "")
+
+
 def read_rows(path: Path) -> list[dict[str, Cell]]:
     """The rows of a CSV file: numbers as floats, the rest as text, empty cells left out.
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sorl import files, tables
+from sorl import tables
 from sorl.jobs.grid import Point, text
 from sorl.jobs.job import Job
 from sorl.jobs.outcome import stopped_members
@@ -98,13 +97,7 @@ def write_table(path: Path | str, scores: Iterable[Score]) -> None:
     Raises:
         InputError: it cannot be written.
     """
-    path = Path(path)
-    rows = [_row(score) for score in scores]
-    new = path.with_name(f".saving-{path.name}")
-    with files.explained("write", path):
-        new.unlink(missing_ok=True)
-        tables.append_rows(new, rows)
-        os.replace(new, path)
+    tables.write_rows(Path(path), map(_row, scores))
 
 
 def _score(point: Point, run: Results, budget: Budget, job: Job) -> Score:

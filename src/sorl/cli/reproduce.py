@@ -1,0 +1,158 @@
+"""`sorl reproduce TARGET ...`: the paper's figures and tables, at a scale of your choice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import tyro
+
+if TYPE_CHECKING:
+    from sorl.experiments.reproduce import Reproduction
+    from sorl.launch.progress import Standing
+    from sorl.launch.work import Work
+
+
+def run(arguments: list[str]) -> None:
+    """Parse and reproduce."""
+    tyro.cli(_reproduce, prog="sorl reproduce", args=arguments)
+
+
+def _reproduce(
+    targets: tyro.conf.Positional[tuple[str, ...]],
+    scale: Literal["paper", "gpu-hour", "laptop"] = "laptop",
+    out: Path = Path("reproduction"),
+    data: Path | None = None,
+    results: Path | None = None,
+    plan: bool = False,
+    redraw: bool = False,
+    launch: Literal["local", "ray", "slurm"] = "local",
+    address: str = "auto",
+) -> None:
+    """Make figures and tables of SORL's paper: what exists is not made again.
+
+    TARGETS are figure1 ... figure5, table1, table2, tables3-5, theorem2, or all. Runs are shared
+    between targets and kept in folders named after what they are; the same command goes on where it
+    was stopped. Each target leaves a page with its figure, what it shows, the paper's trend beside
+    it, and the rows that it is made of.
+
+    Args:
+        targets: what to reproduce.
+        scale: paper (1M updates, 4 x 512 units, 8 environments), gpu-hour (about an hour of one
+            modern GPU for a figure) or laptop (about half an hour of two cores).
+        out: folder of runs and measurements.
+        data: folder of data sets, made there where they are missing; without it OUT/data.
+        results: folder of the results; without it OUT/SCALE.
+        plan: only tell the runs, what is done, and what they cost here.
+        redraw: draw from the rows in the results alone; nothing is run.
+        launch: where runs are made: local (one on each core or GPU of this machine), ray (on a
+            running Ray cluster), or slurm (write an array script and stop).
+        address: of the Ray cluster.
+    """
+    from sorl.console import show_progress
+    from sorl.experiments import reproduce
+    from sorl.experiments.scales import scale as scale_of
+
+    task = reproduce.Reproduction(
+        targets=reproduce.chosen(targets),
+        scale=scale_of(scale),
+        store=out,
+        data=out / "data" if data is None else data,
+        results=out / scale if results is None else results,
+    )
+    if plan:
+        _plan(task)
+        return
+    if redraw:
+        for target in task.targets:
+            reproduce.redraw(task, target)
+            print(f"wrote {task.results / target}")
+        return
+    if launch == "slurm":
+        _write_slurm(task)
+        return
+
+    def launched(works: Sequence[Work]) -> Sequence[Standing]:
+        if launch == "ray":
+            from sorl.launch import ray_cluster
+
+            return ray_cluster.launch(works, address=address)
+        from sorl.launch import local
+
+        return local.launch(works)
+
+    standings = reproduce.reproduce(task, launched, show_progress)
+    _summary(task, standings)
+
+
+def _plan(task: Reproduction) -> None:
+    """The runs with their state, cost in FLOPs and time."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    from sorl.experiments import cost
+    from sorl.launch.local import slots_here
+    from sorl.launch.progress import updates_done
+
+    cells = task.cells()
+    works = task.works(cells)
+    table = Table(box=SIMPLE_HEAD)
+    for head in ("run", "seeds", "tasks", "updates done", "cost", "time left here"):
+        table.add_column(head, justify="left" if head == "run" else "right")
+    rate = cost.seconds_per_flop(cells[0]) if cells else 0.0
+    total = left = 0.0
+    for cell, work in zip(cells, works, strict=True):
+        flops = cost.flops_of_run(cell)
+        done = work.job.updates if work.done() else updates_done(work)[0]
+        seconds = rate * flops * (1 - done / work.job.updates)
+        total, left = total + flops, left + seconds
+        table.add_row(
+            cell.name,
+            str(cell.seeds),
+            str(len(cell.tasks)),
+            "done" if work.done() else f"{done:,}/{work.job.updates:,}",
+            cost.readable(flops),
+            cost.duration(seconds),
+        )
+    Console(width=10_000, highlight=False).print(table)
+    print(task.scale.describe())
+    if cells:
+        places = len(slots_here(len(works)))
+        print(
+            f"{len(cells)} runs, {cost.readable(total)}; {cost.duration(left)} of training left "
+            "at the rate that the first run's program reaches here, all cores taken together "
+            f"({1e-9 / rate:,.0f} GFLOP/s); {places} run at a time. Evaluation comes on top."
+        )
+    for target in task.targets:
+        pieces = task.pieces(target)
+        if pieces:
+            print(f"{target}: {sum(p.done() for p in pieces)} of {len(pieces)} measurements made")
+
+
+def _write_slurm(task: Reproduction) -> None:
+    from sorl.experiments.cells import data_files
+    from sorl.experiments.reproduce import make_data
+    from sorl.launch import slurm
+
+    cells = task.cells()
+    make_data(data_files(cells, task.data), task.scale)
+    script = slurm.write(task.works(cells), task.store / "array.sbatch")
+    print(f"wrote {script}: submit it, then run the same command with --launch local to draw.")
+
+
+def _summary(task: Reproduction, standings: Sequence[Standing]) -> None:
+    from sorl.errors import InputError
+
+    for target in task.targets:
+        if (task.results / target / "README.md").exists():
+            print(f"wrote {task.results / target}")
+    failed = [standing for standing in standings if standing.state == "failed"]
+    if failed:
+        raise InputError(
+            f"{len(failed)} of {len(standings)} runs failed, {failed[0].work.name} first: "
+            f"{failed[0].message}"
+        )
+    if any(standing.state != "done" for standing in standings):
+        print("Stopped with everything saved; the same command goes on.")

@@ -1,0 +1,146 @@
+"""Make figures and tables: data, runs, measurements, then rows and pages; called again, go on."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from sorl import files
+from sorl.data.generate import generate
+from sorl.data.generate import show_progress as show_generation
+from sorl.errors import InputError
+from sorl.experiments import TARGETS, experiment, measurements, results, rows
+from sorl.experiments.cells import Cell, data_files, merged
+from sorl.experiments.experiment import OnProgress
+from sorl.experiments.scales import Scale
+from sorl.launch.progress import Standing
+from sorl.launch.work import Work
+from sorl.runs import Run
+
+Launch = Callable[[Sequence[Work]], Sequence[Standing]]
+"""Does all works, somewhere, and says how each stands."""
+
+Progress = Callable[[str], AbstractContextManager[OnProgress]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Reproduction:
+    """What is reproduced, and where its parts are.
+
+    Attributes:
+        targets: names in `TARGETS`, each once.
+        scale: the scale.
+        store: folder of runs and measurements.
+        data: folder of generated data sets.
+        results: folder of the results, one folder a target in it.
+    """
+
+    targets: tuple[str, ...]
+    scale: Scale
+    store: Path
+    data: Path
+    results: Path
+
+    def cells(self) -> list[Cell]:
+        """The runs of all targets, each once."""
+        return merged(cell for name in self.targets for cell in experiment(name).cells(self.scale))
+
+    def works(self, cells: Sequence[Cell] | None = None) -> list[Work]:
+        """What makes them, in the same order."""
+        cells = self.cells() if cells is None else cells
+        data = data_files(cells, self.data)
+        return [cell.work(self.store, data[cell.dataset]) for cell in cells]
+
+    def pieces(self, target: str) -> list[measurements.Piece]:
+        """What a target measures."""
+        measurement = experiment(target).measurement
+        if measurement is None:
+            return []
+        return measurements.pieces(self.store, target, measurement, self.scale)
+
+
+def chosen(names: Sequence[str]) -> tuple[str, ...]:
+    """The targets of these names; `all` means every one.
+
+    Raises:
+        InputError: an unknown name, or none.
+    """
+    if not names:
+        raise InputError(f"Name what to reproduce: {', '.join(TARGETS)} or all.")
+    every = tuple(TARGETS) if "all" in names else tuple(dict.fromkeys(names))
+    for name in every:
+        experiment(name)
+    return every
+
+
+def reproduce(task: Reproduction, launch: Launch, progress: Progress) -> list[Standing]:
+    """Make what is missing and draw everything.
+
+    A target of which a run is missing, because it failed or the user stopped, is not drawn.
+
+    Args:
+        task: what to make.
+        launch: does the runs.
+        progress: where to show measurements.
+
+    Returns:
+        How the runs stand.
+
+    Raises:
+        InputError: data that cannot be made, or whatever a measurement raises.
+    """
+    cells = task.cells()
+    works = task.works(cells)
+    missing = [cell for cell, work in zip(cells, works, strict=True) if not work.done()]
+    make_data(data_files(missing, task.data), task.scale)
+    standings = list(launch(works)) if works else []
+    if all(standing.state == "done" for standing in standings):
+        # Speed is measured when no run of ours is at work.
+        for target in task.targets:
+            for piece in task.pieces(target):
+                if not piece.done():
+                    measurement = experiment(target).measurement
+                    assert measurement is not None  # it has pieces
+                    with progress(f"measuring {target}") as on_progress:
+                        measurements.measure(piece, measurement, on_progress)
+    ended = {standing.work.name for standing in standings if standing.state == "done"}
+    for target in task.targets:
+        mine = merged(experiment(target).cells(task.scale))
+        whole = all(cell.name in ended for cell in mine)
+        if whole and all(piece.done() for piece in task.pieces(target)):
+            keep(task, target)
+            redraw(task, target)
+    return standings
+
+
+def make_data(wanted: Mapping[str, Path | None], scale: Scale) -> None:
+    """Generate the data sets that are not there.
+
+    Raises:
+        InputError: a data set that cannot be generated, or a folder that cannot be written.
+    """
+    for name, path in wanted.items():
+        if path is not None and not path.exists():
+            with show_generation() as on_progress:
+                generate(name, out=path.parent, episodes=scale.generated, on_progress=on_progress)
+
+
+def keep(task: Reproduction, target: str) -> None:
+    """Collect the rows of a target whose runs and measurements are all there."""
+    mine = merged(experiment(target).cells(task.scale))
+    folders = [work.run for work in task.works(mine)]
+    found = list(rows.collect(zip(mine, folders, strict=True)).rows)
+    pieces = task.pieces(target)
+    found += measurements.rows(pieces)
+    made: list[Mapping[str, Any]] = [Run.open(folder).config for folder in folders]
+    made += [files.read_json(piece.origin) for piece in pieces]
+    folder = task.results / target
+    results.keep(folder, rows.Rows(found), results.origin_of(task.scale, made))
+
+
+def redraw(task: Reproduction, target: str) -> None:
+    """Draw a target from its kept rows alone."""
+    results.draw(task.results / target, target, experiment(target), task.scale)

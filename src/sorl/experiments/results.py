@@ -1,0 +1,129 @@
+"""What a target leaves: rows, figure, and a page that says what they show and where they come from.
+
+    rows.csv         everything the figure and the findings are made of
+    origin.json      scale, machines, dates, versions
+    figure.png       where the target has a figure
+    README.md        the page
+
+The page and the figure are made of the other two alone, so they can be made again without any run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from sorl import files
+from sorl.errors import InputError
+from sorl.experiments import rows as rows_module
+from sorl.experiments.experiment import Experiment
+from sorl.experiments.rows import Rows
+from sorl.experiments.scales import Scale
+
+ROWS, ORIGIN, FIGURE, PAGE = "rows.csv", "origin.json", "figure.png", "README.md"
+
+
+def keep(folder: Path, rows: Rows, origin: Mapping[str, Any]) -> None:
+    """Write rows and origin, from which `draw` makes the rest.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    with files.explained("create", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    rows_module.write(folder / ROWS, rows)
+    files.write_json(folder / ORIGIN, dict(origin))
+
+
+def draw(folder: Path, target: str, experiment: Experiment, scale: Scale) -> None:
+    """Make figure and page from the kept rows and origin.
+
+    Raises:
+        InputError: they are not there, damaged, or of another scale.
+    """
+    if not (folder / ORIGIN).exists():
+        raise InputError(
+            f"{folder} holds no results of {target}: make them with `sorl reproduce {target}` "
+            "without --redraw."
+        )
+    origin = files.read_json(folder / ORIGIN)
+    if origin.get("scale") != scale.name:
+        raise InputError(
+            f"The results in {folder} are of scale {origin.get('scale')}, not {scale.name}: name "
+            "that scale, or another --results."
+        )
+    rows = rows_module.read(folder / ROWS)
+    parts = [f"# {experiment.title}", _note(experiment, scale, origin)]
+    if experiment.draw is not None:
+        figure = experiment.draw(rows, "\n".join((experiment.title, _short_note(scale, origin))))
+        temporary = folder / f".saving-{FIGURE}"
+        with files.explained("write", folder / FIGURE):
+            figure.savefig(temporary, format="png", dpi=110)
+            temporary.replace(folder / FIGURE)
+        parts.append(f"![{experiment.title}]({FIGURE})")
+    if experiment.table is not None:
+        parts.append(experiment.table(rows, scale))
+    parts.append(f"**The paper.** {experiment.published}")
+    if experiment.findings is not None:
+        found = "\n".join(f"* {sentence}" for sentence in experiment.findings(rows, scale))
+        parts.append(f"**Here.**\n\n{found}")
+    command = f"sorl reproduce {target} --scale {scale.name}"
+    parts.append(f"Made by `{command}`; drawn again from {ROWS} by `{command} --redraw`.")
+    files.write_text(folder / PAGE, "\n\n".join(parts) + "\n")
+
+
+def origin_of(scale: Scale, configs: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Where rows come from: scale, and the machines, dates and versions of what they stand on.
+
+    Args:
+        scale: the scale.
+        configs: of every run or measurement what `provenance` said.
+    """
+    configs = list(configs)
+    machines = [config["machine"] for config in configs]
+    versions = [config["versions"] for config in configs]
+    dates = sorted(str(config["created"]) for config in configs)
+    return {
+        "scale": scale.name,
+        "machines": [one for place, one in enumerate(machines) if one not in machines[:place]],
+        "versions": [one for place, one in enumerate(versions) if one not in versions[:place]],
+        "begun": dates[0] if dates else None,
+        "last_begun": dates[-1] if dates else None,
+        "parts": len(configs),
+    }
+
+
+def _dates(origin: Mapping[str, Any]) -> str:
+    first, last = (str(origin.get(name) or "")[:10] for name in ("begun", "last_begun"))
+    return first if first == last else f"{first} to {last}"
+
+
+def _short_note(scale: Scale, origin: Mapping[str, Any]) -> str:
+    return f"{scale.describe()}; {_machines(origin)}; {_dates(origin)}"
+
+
+def _machines(origin: Mapping[str, Any]) -> str:
+    texts = []
+    for machine in origin.get("machines", []):
+        cores = int(machine["cores"])
+        devices = [one for one in dict.fromkeys(machine["devices"]) if one != "cpu"]
+        where = ", ".join(devices) or f"{cores} core{'s'[: cores > 1]} of {machine['processor']}"
+        texts.append(where)
+    return " and ".join(dict.fromkeys(texts)) or "no machine"
+
+
+def _note(experiment: Experiment, scale: Scale, origin: Mapping[str, Any]) -> str:
+    """What it took, for the page."""
+    text = f"**{scale.describe()}.**"
+    if not origin.get("parts"):
+        return f"{text} Nothing was run for this."
+    if experiment.measurement is None:
+        text += (
+            f" {scale.seeds} seeds, {scale.episodes} episodes for each budget, task and seed in "
+            "one evaluation; scores are means over the last three evaluations, with 95% bootstrap "
+            f"intervals over seeds. {origin['parts']} runs,"
+        )
+    else:
+        text += f" {origin['parts']} measurements,"
+    return f"{text} each on {_machines(origin)}, begun {_dates(origin)}."
