@@ -11,6 +11,7 @@ import numpy as np
 
 from finished_run import ENVIRONMENT, tiny_arrays
 from sorl.data.dataset import Dataset
+from sorl.data.names import EnvironmentName
 from sorl.evaluation import Evaluation, Evaluator
 from sorl.types import Budget, Member
 
@@ -28,7 +29,7 @@ class World:
         self.cleared += 1
 
     def load_dataset(self, environment: str, *, data: Any, tasks: Any) -> Dataset:
-        assert environment == ENVIRONMENT
+        assert EnvironmentName.parse(environment) == EnvironmentName.parse(ENVIRONMENT)
         self.on_load()
         return self.dataset
 
@@ -41,7 +42,8 @@ class World:
         budgets: Sequence[Budget],
         episodes: int,
         seed: int,
-        on_progress: Any,
+        on_progress: Any = None,
+        strategy: Any = None,
     ) -> list[Evaluation]:
         given = self.on_evaluation()
         # Scores that depend on what was trained, whatever the policy.

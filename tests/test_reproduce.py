@@ -1,0 +1,577 @@
+"""Reproducing figures and tables: cells, rows, cost, every figure on known scores, the command."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finished_run import ENVIRONMENT, tree
+from scripted_world import World
+from sorl import algorithms, cli, tables
+from sorl.algorithms.bc import BC
+from sorl.algorithms.rebrac import ReBRAC
+from sorl.algorithms.sorl import SORL
+from sorl.choices import Choice
+from sorl.data.names import EnvironmentName
+from sorl.errors import InputError
+from sorl.experiments import (
+    TARGETS,
+    cost,
+    experiment,
+    figure1,
+    figure2,
+    figure4,
+    figure5,
+    table1,
+    table2,
+    tables3to5,
+)
+from sorl.experiments import rows as rows_module
+from sorl.experiments.cells import Cell, cell, merged
+from sorl.experiments.experiment import Experiment, Measurement
+from sorl.experiments.reproduce import Reproduction, chosen, redraw, reproduce
+from sorl.experiments.rows import Rows, collect
+from sorl.experiments.scales import PAPER_ENVIRONMENTS, SCALES, Scale, scale
+from sorl.jobs.scoring import Scoring
+from sorl.launch.progress import Standing
+from sorl.launch.work import Work
+from sorl.runs import Run
+from sorl.types import Budget, Spec
+
+pytest_plugins = ("run_fixtures",)
+
+LAPTOP = scale("laptop")
+CUBE = "cube-single-play-v0"
+
+
+# Cells.
+
+
+def test_a_cell_takes_the_published_values_then_the_scale_s_then_the_experiment_s() -> None:
+    made = cell(scale("paper"), "cube-double-play-v0", (1, 2), "sorl", backprop_steps=2)
+    assert made.algorithm == SORL(q_loss_coef=50.0, backprop_steps=2)
+    assert (made.job(None).updates, made.job(None).seeds) == (1_000_000, tuple(range(8)))
+    small = cell(LAPTOP, CUBE, (2,), "rebrac", policy_delay=1)
+    assert small.algorithm == ReBRAC(
+        actor_penalty=0.3, critic_penalty=0.0, hidden=(256, 256), learning_rate=1e-3, policy_delay=1
+    )
+
+
+def test_cells_share_a_folder_exactly_where_all_that_decides_the_run_is_equal() -> None:
+    base = cell(LAPTOP, CUBE, (2,), "bc")
+    same = dataclasses.replace(base, scorings=(Scoring((Budget(1, 1),)),))
+    others = [
+        dataclasses.replace(base, tasks=(1,)),
+        dataclasses.replace(base, dataset="cube-double-play-v0"),
+        dataclasses.replace(base, seeds=2),
+        dataclasses.replace(base, algorithm=BC(hidden=(256, 256), learning_rate=2e-3)),
+        *(
+            dataclasses.replace(base, scale=dataclasses.replace(LAPTOP, **{name: value}))
+            for name, value in {
+                "updates": 36_000,
+                "evaluate_every": 3_000,
+                "batch_size": 64,
+                "episodes": 10,
+                "generated": 10,
+            }.items()
+        ),
+    ]
+    assert same.name == base.name
+    names = [one.name for one in (base, *others)]
+    assert len(set(names)) == len(names)
+
+
+def test_a_run_of_two_experiments_is_one_with_the_scorings_of_both() -> None:
+    first = [*figure1.cells(LAPTOP), *figure4.cells(LAPTOP)]
+    both = merged([*first, *figure2.cells(LAPTOP)])
+    assert [one.algorithm.backprop_steps for one in both] == [8, 1, 2, 4]
+    full = both[0].scorings
+    assert full.count(figure1.one_candidate(LAPTOP)) == 1
+    assert {scoring.choice for scoring in full} >= {Choice("best"), Choice("typical", 2)}
+
+
+def test_the_paper_s_scale_is_the_paper_s() -> None:
+    paper = scale("paper")
+    assert {e: len(tasks) for e, tasks in paper.table_environments.items()} == dict.fromkeys(
+        PAPER_ENVIRONMENTS, 5
+    )
+    every = merged(table1.cells(paper))
+    assert len(every) == 8 * 11
+    assert all(one.seeds == 8 and one.scale.updates == 1_000_000 for one in every)
+    assert all(one.algorithm.hidden == (512,) * 4 for one in every)
+    assert sorted(table1.METHODS) == algorithms.names()
+    assert all(one.seeds == 5 for one in figure5.cells(paper))
+
+
+@pytest.mark.parametrize("name", SCALES)
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_target_has_possible_runs_at_every_scale(target: str, name: str) -> None:
+    for one in experiment(target).cells(scale(name)):
+        assert one.job(None).evaluate_every % one.job(None).log_every == 0
+        for scoring in one.scorings:
+            assert len(scoring.updates(one.job(None))) == scoring.milestones
+
+
+# Rows.
+
+
+def made_rows(
+    success: Any,
+    *,
+    methods: Sequence[str] = ("sorl",),
+    trained: Sequence[int] = (8,),
+    widths: Sequence[int] = (256,),
+    budgets: Sequence[tuple[int, int, str]],
+    environment: str = "cube-single-play",
+    tasks: Sequence[int] = (2,),
+    seeds: int = 3,
+) -> Rows:
+    """Rows whose success is a function of the other columns."""
+    found = []
+    for method, t, width, budget, task, seed, update in itertools.product(
+        methods, trained, widths, budgets, tasks, range(seeds), (1, 2, 3)
+    ):
+        row: dict[str, Any] = {
+            "method": method,
+            "environment": environment,
+            "backprop_steps": t,
+            "actor_width": width,
+            "steps": budget[0],
+            "best_of": budget[1],
+            "choice": budget[2],
+            "task": task,
+            "seed": seed,
+            "update": update,
+            "stopped": 0,
+        }
+        found.append(row | {"success": success(row)})
+    return Rows(found)
+
+
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 4), st.integers(0, 99))
+def test_scores_equal_a_slow_mean(seeds: int, tasks: int, updates: int, number: int) -> None:
+    generator = np.random.default_rng(number)
+    values = generator.uniform(size=(seeds, tasks, updates))
+    table = [
+        {"environment": "e", "seed": s, "task": t, "update": u, "success": values[s, t, u]}
+        for s, t, u in np.ndindex(values.shape)
+    ]
+    generator.shuffle(table)  # pyright: ignore[reportArgumentType] - a list of rows
+    rows = Rows(table)
+    order = rows.values("task")  # tasks stand in the order of their appearance
+    np.testing.assert_allclose(rows.scores(), values.mean(axis=2)[:, order])
+    gone = Rows(table[1:])
+    if len(gone.values("update")) == updates and len(gone.rows) > 1:
+        first = table[0]
+        if any(r["seed"] == first["seed"] and r["task"] == first["task"] for r in gone.rows):
+            scores = gone.where(seed=first["seed"], task=first["task"]).scores()
+            whole = len(gone.where(seed=first["seed"], task=first["task"]).rows) == updates
+            assert whole or updates > 1
+            assert scores.shape == (1, 1)
+            everyone = gone.scores()
+            assert np.isnan(everyone).sum() == 1, "a member that lacks an update has no score"
+
+
+def test_tasks_of_two_environments_are_two_tasks() -> None:
+    rows = [
+        {"environment": e, "seed": s, "task": 1, "update": 1, "success": s + 10 * (e == "b")}
+        for e in "ab"
+        for s in (0, 1)
+    ]
+    np.testing.assert_array_equal(Rows(rows).scores(), [[0, 10], [1, 11]])
+
+
+def test_what_is_collected_is_what_the_last_three_evaluations_of_the_run_say(
+    tmp_path: Path,
+) -> None:
+    run = Run.create(tmp_path / "run", {"tasks": [2], "seeds": [0, 1]})
+    common = {"episodes": 5, "return": -1.0, "length": 9.0, "latency_ms": 1.0, "act_ms": 1.0}
+    values = np.random.default_rng(0).uniform(size=(5, 2))
+    run.append_evaluations(
+        {"update": u, "task": 2, "seed": s, "budget": "1x1", "steps": 1, "best_of": 1}
+        | common
+        | {"success": values[u - 1, s]}
+        for u, s in itertools.product(range(1, 6), (0, 1))
+    )
+    tables.append_rows(
+        run.path / "scores.csv",
+        (
+            {"update": u, "task": 2, "seed": s, "budget": "1x8", "steps": 1, "best_of": 8}
+            | common
+            | {"success": 0.5, "choice": choice, "evaluation_seed": 0}
+            for u, s, choice in itertools.product((3, 4, 5), (0, 1), ("best", "typical-2"))
+        ),
+    )
+    found = collect([(cell(LAPTOP, CUBE, (2,), "bc", seeds=2), run.path)])
+    single = found.where(best_of=1)
+    assert sorted(single.values("update")) == [3, 4, 5]
+    np.testing.assert_allclose(single.scores()[:, 0], values[2:].mean(axis=0))
+    assert found.where(best_of=8).values("choice") == ["best", "typical-2"]
+    assert found.values("method") == ["bc"]
+    rows_module.write(tmp_path / "rows.csv", found)
+    assert rows_module.read(tmp_path / "rows.csv") == found
+
+
+# What a run costs.
+
+
+def products(*sizes: int) -> int:
+    return sum(a * b for a, b in itertools.pairwise(sizes))
+
+
+def test_flops_equal_the_count_by_hand() -> None:
+    spec, batch = Spec(28, 5), 64
+    # Forward, and backward for the weights of every layer and the inputs of all but the first.
+    layers = (28, 16, 16, 5)
+    by_hand = 2 * batch * (3 * products(*layers) - 28 * 16)
+    assert cost.flops_of_update(BC(hidden=(16, 16)), spec, batch) == by_hand
+    # SORL as benchmarks/training.py counts it, with one step, to the first layers' share.
+    small = SORL(hidden=(64, 64), backprop_steps=1)
+    actor = products(28 + 5 + 2, 64, 64, 5)
+    critic = 2 * products(28 + 5 + 1, 64, 64, 1)
+    by_hand = 2 * batch * (actor * (1 + 8 + 3) + critic * 6)
+    assert cost.flops_of_update(small, spec, batch) == pytest.approx(by_hand, rel=0.15)
+
+
+def test_a_drawn_branch_counts_as_the_mean_of_its_alternatives() -> None:
+    spec = Spec(28, 5)
+
+    def flops(trained: int) -> float:
+        return cost.flops_of_update(SORL(hidden=(32, 32), backprop_steps=trained), spec, 32)
+
+    # Each further alternative k adds as much as the k of the ones before, and one more.
+    one, two, four, eight = map(flops, (1, 2, 4, 8))
+    step = (two - one) / (1.5 - 1)
+    assert (four - one) / (7 / 3 - 1) == pytest.approx(step, rel=0.02)
+    assert (eight - one) / (15 / 4 - 1) == pytest.approx(step, rel=0.02)
+
+
+def test_the_cost_of_a_run_is_that_of_its_updates_seeds_and_tasks() -> None:
+    made = dataclasses.replace(cell(LAPTOP, CUBE, (1, 2), "bc"), seeds=3)
+    update = cost.flops_of_update(made.algorithm, Spec(28, 5), 128)
+    assert cost.flops_of_run(made) == update * 30_000 * 6
+    assert cost.readable(1.5e12) == "1.5 TFLOP"
+    assert cost.readable(2e16) == "20 PFLOP"
+    assert cost.duration(3725.4) == "1:02:05"
+
+
+# Every figure and table, on scores that are known.
+
+SINGLE = [(k, 1, "own") for k in figure1.STEPS]
+
+
+def test_figure_1_says_whether_success_rises() -> None:
+    rising = made_rows(lambda row: row["steps"] / 10 + row["seed"] / 100, budgets=SINGLE)
+    [sentence] = figure1.findings(rising, LAPTOP)
+    assert "11% [10, 12], 21% [20, 22], 41% [40, 42], 81% [80, 82]" in sentence
+    assert "rises at 3 of 3 doublings" in sentence
+    assert "with probability 100% [100, 100]" in sentence
+    falling = made_rows(lambda row: 1 / row["steps"], budgets=SINGLE)
+    assert "rises at 0 of 3" in figure1.findings(falling, LAPTOP)[0]
+
+
+def test_figure_2_says_what_best_of_8_adds() -> None:
+    stars = [(k, 8, name) for k in figure1.STEPS for name in ("best", "typical-2")]
+
+    def success(row: dict[str, Any]) -> float:
+        return {"own": 0.4, "best": 0.3, "typical-2": 0.9}[row["choice"]]
+
+    rows = made_rows(success, trained=figure2.TRAINED, budgets=[*SINGLE, *stars])
+    sentences = figure2.findings(rows, LAPTOP)
+    assert len(sentences) == 3
+    assert "one candidate 40% [40, 40], best of 8 30% [30, 30], typical-2 of 8 90%" in sentences[0]
+    assert "beats one candidate with probability 0% [0, 0]" in sentences[0]
+
+
+def test_figure_4_compares_one_step_with_as_many_as_were_trained() -> None:
+    def success(row: dict[str, Any]) -> float:
+        return 0.05 * row["backprop_steps"] if row["steps"] == 1 else 0.1 * row["steps"]
+
+    rows = made_rows(success, trained=figure2.TRAINED, budgets=SINGLE)
+    one, own = figure4.findings(rows, LAPTOP)
+    assert "5% [5, 5], 10% [10, 10], 20% [20, 20], 40% [40, 40]" in one
+    assert "5% [5, 5], 20% [20, 20], 40% [40, 40], 80% [80, 80]" in own
+
+
+def test_figure_5_compares_each_method_at_its_own_budget() -> None:
+    def success(row: dict[str, Any]) -> float:
+        own = row["steps"] == (4 if row["method"] == "sorl" else 1)
+        return row["actor_width"] / 1000 * (2 if row["method"] == "sorl" else 1) if own else 1.0
+
+    rows = made_rows(success, methods=("sorl", "fql"), widths=(64, 256), budgets=SINGLE)
+    sentences = figure5.findings(rows, LAPTOP)
+    assert "SORL: 12.8% [12.8, 12.8], 51.2% [51.2, 51.2] with 64, 256 units" in sentences[0]
+    assert "FQL: 6.4% [6.4, 6.4], 25.6%" in sentences[1]
+    assert all("SORL beats FQL with probability 100%" in sentence for sentence in sentences[2:])
+
+
+def table_rows(tasks: Sequence[int]) -> Rows:
+    found: list[dict[str, Any]] = []
+    for place, method in enumerate(table1.METHODS):
+        own = algorithms.get(method).default_budget
+        found += made_rows(
+            lambda row, place=place: place / 20,
+            methods=[method],
+            budgets=[(own.steps, own.best_of, "own"), (3, 3, "best")],
+            tasks=tasks,
+        ).rows
+    return Rows(found)
+
+
+def test_table_1_never_mixes_default_tasks_with_means_of_five() -> None:
+    one = table1.table(table_rows((2,)), LAPTOP)
+    lines = one.splitlines()
+    assert lines[2].startswith("| **cube-single-play**, default task (2) | 0% [0, 0] | 5% [5, 5] |")
+    assert lines[3].startswith("| cube-single-play, default task (2), *published* |  | 85 |")
+    five = table1.table(table_rows((1, 2, 3, 4, 5)), scale("paper")).splitlines()
+    assert "mean of five tasks | 0% [0, 0]" in five[2]
+    assert five[3].startswith("| cube-single-play, mean of five tasks, *published* | 5 | 83 | 91 |")
+    assert five[3].endswith("| 96 | 97 ± 1 |")
+    other = table1.table(table_rows((5,)), LAPTOP).splitlines()
+    assert "**cube-single-play**, task 5 |" in other[2]
+    assert "mean of five tasks, *published*" in other[3]
+
+
+def test_table_1_orders_the_methods_and_says_how_sure_it_is() -> None:
+    order, published, means, chances = table1.findings(table_rows((2,)), LAPTOP)
+    assert order.startswith("cube-single-play: SORL 50%, FQL 45%")
+    assert published.startswith("cube-single-play, published order: SORL 97 ± 1, FQL 96, IDQL 95")
+    assert "SORL 50% [50, 50]" in means
+    assert chances.count("100% [100, 100]") == 10
+
+
+def test_table_2_has_a_line_for_each_task() -> None:
+    text = table2.table(table_rows((1, 4)), LAPTOP)
+    assert [line.split(" | ")[0] for line in text.splitlines()[2:4]] == [
+        "| cube-single-play, task 1",
+        "| cube-single-play, task 4",
+    ]
+    assert "40 in the paper" in text
+
+
+@pytest.mark.parametrize("name", SCALES)
+def test_tables_3_to_5_hold_what_the_runs_use(name: str) -> None:
+    text = tables3to5.table(Rows([]), scale(name))
+    used = cell(scale(name), PAPER_ENVIRONMENTS[0], (1,), "sorl").algorithm
+    for field in dataclasses.fields(SORL):
+        assert field.name in text
+    assert f"| learning_rate | {used.learning_rate:g} |" in text
+    [line] = [line for line in text.splitlines() if line.startswith("| antmaze-giant-navigate |")]
+    assert "0.995" in line
+    assert "500" in line
+
+
+def figure_rows(target: str) -> Rows:
+    stars = [(k, 8, name) for k in figure1.STEPS for name in ("best", "typical-2")]
+    if target == "table1":
+        return table_rows((2,))
+    return made_rows(
+        lambda row: (row["steps"] + row["seed"]) / 20,
+        methods=("sorl", "fql"),
+        trained=figure2.TRAINED,
+        widths=(32, 64),
+        budgets=[*SINGLE, *stars],
+    )
+
+
+@pytest.mark.parametrize("target", ["figure1", "figure2", "figure4", "figure5", "table1"])
+def test_a_figure_is_drawn_with_the_note_that_names_its_scale(target: str) -> None:
+    draw = experiment(target).draw
+    assert draw is not None
+    figure = draw(figure_rows(target), "scale laptop")
+    texts = [text.get_text() for text in figure.findobj(match=_is_text)]
+    assert "scale laptop" in texts
+    figure.draw_without_rendering()
+
+
+def _is_text(artist: Any) -> bool:
+    return hasattr(artist, "get_text")
+
+
+# The whole. Training and files are real; data and episodes are stand-ins.
+
+
+@dataclasses.dataclass(frozen=True)
+class Knob:
+    """What the measurement of these tests measures."""
+
+    value: int
+
+
+@pytest.fixture
+def target(world: World, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A target of two runs and one measurement in place of figure1; gives what was measured."""
+    name = EnvironmentName.parse(ENVIRONMENT)
+    measured: list[int] = []
+
+    def cells(scale: Scale) -> list[Cell]:
+        tiny = algorithms.get("tiny")
+        scorings = (Scoring((Budget(3, 1),), milestones=2, episodes=2),)
+        return [
+            Cell(scale, name.dataset, (name.task, 2), tiny(rate=rate), 2, scorings)  # pyright: ignore[reportCallIssue]
+            for rate in (0.1, 0.2)
+        ]
+
+    def measure(setting: Any, on_progress: Any) -> list[dict[str, Any]]:
+        measured.append(setting.value)
+        on_progress(1, 1)
+        return [{"environment": "none", "task": 0, "seed": 0, "update": 0, "value": setting.value}]
+
+    made = Experiment(
+        title="A figure",
+        published="It rises.",
+        cells=cells,
+        measurement=Measurement(lambda scale: [Knob(7)], measure),
+        draw=lambda rows, note: figure1.draw(rows.where(steps=3.0), note),
+        findings=lambda rows, scale: [f"{len(rows.rows)} rows"],
+    )
+    for module in ("sorl.experiments", "sorl.experiments.reproduce"):
+        monkeypatch.setattr(f"{module}.experiment", lambda target: made)
+    small = dataclasses.replace(
+        LAPTOP, updates=6, evaluate_every=2, batch_size=8, episodes=2, generated=None
+    )
+    monkeypatch.setattr("sorl.experiments.scales.SCALES", {"laptop": small})
+
+    def launch(works: Sequence[Work], **_: Any) -> list[Standing]:
+        for work in works:
+            work.write()
+            Work.read(work.folder).perform()
+        return [Standing(work, "done" if work.done() else "stopped") for work in works]
+
+    monkeypatch.setattr("sorl.launch.local.launch", launch)
+    return measured
+
+
+def test_the_command_makes_what_is_missing_and_draws_from_rows_alone(
+    target: list[int], world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    count = 0
+
+    def evaluated() -> None:
+        nonlocal count
+        count += 1
+
+    world.on_evaluation = evaluated
+    out = tmp_path / "out"
+    command = ["reproduce", "figure1", "--out", str(out)]
+    assert cli.run(command) == 0
+    page = out / "laptop" / "figure1" / "README.md"
+    assert capsys.readouterr().out.strip() == f"wrote {page.parent}"
+    # Two runs of three evaluations, and two scored updates each.
+    assert (count, target) == (2 * 3 + 2 * 2, [7])
+    text = page.read_text()
+    assert "scale laptop (small-scale)" in text
+    assert "**The paper.** It rises." in text
+    # 2 runs x 2 tasks x 2 seeds: 3 updates at 1x1 and the last 2 at 3x1; and the measurement.
+    assert f"* {2 * 4 * (3 + 2) + 1} rows" in text
+
+    before = tree(out)
+    assert cli.run(command) == 0
+    assert (count, target) == (10, [7]), "nothing was left to do"
+    after = tree(out)
+    assert before == after, "and the same rows give the same page and the same picture"
+
+    page.unlink()
+    (page.parent / "figure.png").unlink()
+    assert cli.run([*command, "--redraw"]) == 0
+    assert tree(out) == before
+
+    # The plan tells the same without making anything.
+    capsys.readouterr()
+    assert cli.run([*command, "--plan"]) == 0
+    told = capsys.readouterr().out
+    assert [" done " in line for line in told.splitlines() if line.startswith("  tiny-")] == [
+        True
+    ] * 2
+    assert "figure1: 1 of 1 measurements made" in told
+    assert tree(out) == before
+
+
+def test_a_target_whose_run_is_missing_is_not_drawn(
+    target: list[int], world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = Reproduction(
+        ("figure1",), scale("laptop"), tmp_path, tmp_path / "data", tmp_path / "results"
+    )
+
+    def launch(works: Sequence[Work]) -> list[Standing]:
+        works[0].perform()
+        return [Standing(works[0], "done"), Standing(works[1], "failed", message="no luck")]
+
+    standings = reproduce(task, launch, lambda doing: pytest.fail("nothing is measured"))
+    assert [standing.state for standing in standings] == ["done", "failed"]
+    assert not task.results.exists()
+    with pytest.raises(InputError, match="holds no results of figure1"):
+        redraw(task, "figure1")
+
+
+def test_the_results_of_one_scale_are_not_drawn_as_another(
+    target: list[int], tmp_path: Path
+) -> None:
+    assert cli.run(["reproduce", "figure1", "--out", str(tmp_path)]) == 0
+    paper = dataclasses.replace(LAPTOP, name="paper")
+    task = Reproduction(("figure1",), paper, tmp_path, tmp_path, tmp_path / "laptop")
+    with pytest.raises(InputError, match="are of scale laptop, not paper"):
+        redraw(task, "figure1")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("", "Name what to reproduce"),
+        ("figure6", "There is no 'figure6' to reproduce"),
+        ("figure1 --redraw", "holds no results of figure1"),
+    ],
+)
+def test_impossible_commands(
+    arguments: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["reproduce", *arguments.split(), "--out", str(tmp_path / "none")]) == 2
+    captured = capsys.readouterr()
+    assert expected in captured.err
+    assert captured.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_all_means_every_target() -> None:
+    assert chosen(["figure1", "all"]) == tuple(TARGETS)
+    assert chosen(["table1", "figure1", "table1"]) == ("table1", "figure1")
+    with pytest.raises(InputError, match="There is no scale 'huge'"):
+        scale("huge")
+
+
+def test_figure_3_times_what_it_says() -> None:
+    from sorl.experiments import figure3
+
+    small = figure3.Setting((4,), 4, seeds=1, updates=1, turns=1, calls=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figure3, "METHODS", ("sorl", "bc"))
+        patch.setattr(figure3, "TRAINED", (1, 2))
+        patch.setattr(figure3, "STEPS", (1, 2))
+        seen: list[tuple[int, int]] = []
+        rows = Rows(figure3.measure(small, lambda done, total: seen.append((done, total))))
+        assert seen[-1][0] == seen[-1][1] == len(seen)
+        training = rows.where(phase="training")
+        assert [(r["method"], r["backprop_steps"]) for r in training.rows] == [
+            ("sorl", 1),
+            ("sorl", 2),
+            ("bc", 0),
+        ]
+        inference = rows.where(phase="inference")
+        assert [(r["method"], r["steps"], r["best_of"]) for r in inference.rows] == [
+            ("sorl", 1, 1),
+            ("sorl", 2, 1),
+            ("bc", 1, 1),
+        ]
+        assert all(0 < r["low"] <= r["median"] <= r["high"] < math.inf for r in rows.rows)
+        assert len(figure3.findings(rows, LAPTOP)) == 4
+        figure3.draw(rows, "note").draw_without_rendering()
