@@ -84,7 +84,9 @@ def trained(
 def chunks(setting: Setting) -> int:
     """How often `trained` calls back."""
     starts = (0, *setting.updates[:-1])
-    return sum(-(-(end - start) // CHUNK) for start, end in zip(starts, setting.updates))
+    return sum(
+        -(-(end - start) // CHUNK) for start, end in zip(starts, setting.updates, strict=True)
+    )
 
 
 class _Source(eqx.Module):
