@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 Rows = Sequence[Mapping[str, Any]]
 
 TERMS = ("discretisation", "flow_matching", "self_consistency")
+TERM_NAMES = ("discretisation", "flow-matching", "self-consistency")
 TERM_COLORS = drawing.SERIES[3:6]
+TERM_ALPHA = 0.45
+FLOOR_DASH = (0, (1, 1))
 
 
 def draw(rows: Rows, note: str) -> Figure:
@@ -48,25 +51,23 @@ def draw(rows: Rows, note: str) -> Figure:
         above.set_title(f"{dimension} dimension{'s'[: dimension != 1]}", fontsize=10)
         _levels(above, chosen)
         _stack(below, chosen)
+    panels[1, 0].set_ylim(bottom=0)
     panels[0, 0].set_ylabel("W2 to the behaviour")
     panels[1, 0].set_ylabel(f"the same, {_updates(rows)[-1]:,} updates")
     figure.supxlabel("sampling steps k = 1/h", fontsize=10, color=drawing.INK)
-    handles = {
-        label: handle
-        for axes in (panels[0, 0], panels[1, 0])
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
     figure.legend(
-        handles.values(),
-        handles.keys(),
+        handles=_legend(_updates(rows)),
         loc="outside upper center",
-        ncols=4,
+        ncols=5,
         frameon=False,
         fontsize=8.5,
     )
     seeds = len({int(row["seed"]) for row in rows})
     text = f"Means over {seeds} seed{'s'[: seeds != 1]}. {note}"
-    figure.text(0.005, -0.005, text, fontsize=7.5, color=drawing.MUTED, va="top")
+    engine = figure.get_layout_engine()
+    assert engine is not None
+    engine.set(rect=(0, 0.03, 1, 0.97))  # pyright: ignore[reportCallIssue]
+    figure.text(0.01, 0.012, text, fontsize=7.5, color=drawing.MUTED)
     return figure
 
 
@@ -77,17 +78,14 @@ def _levels(axes: Axes, rows: Rows) -> None:
         float(floor.mean()),
         color=drawing.MUTED,
         linewidth=0.9,
-        linestyle=(0, (1, 1)),
-        label="floor of W2 between samples",
+        linestyle=FLOOR_DASH,
     )
     for place, updates in enumerate(levels):
         chosen = [row for row in rows if int(row["updates"]) == updates]
         style = drawing.Style.of(place)
         look = {"color": style.color, "linewidth": 1.3}
         steps, distance = _mean(chosen, "w2_common_noise")
-        axes.plot(
-            steps, distance, marker=style.marker, markersize=4, label=f"{updates:,} updates", **look
-        )
+        axes.plot(steps, distance, marker=style.marker, markersize=4, **look)
         _, independent = _mean(chosen, "w2")
         axes.plot(
             steps,
@@ -97,14 +95,10 @@ def _levels(axes: Axes, rows: Rows) -> None:
             linestyle="none",
             markerfacecolor="none",
             color=style.color,
-            label=_once("W2 between samples", place),
         )
-        for name, dash, label in (
-            ("stepwise_bound", "dashed", "bound, Λ of every step"),
-            ("bound", "dotted", "bound, one L (the theorem)"),
-        ):
+        for name, dash in (("stepwise_bound", "dashed"), ("bound", "dotted")):
             _, bound = _mean(chosen, name)
-            axes.plot(steps, bound, linestyle=dash, label=_once(label, place), **look)
+            axes.plot(steps, bound, linestyle=dash, **look)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     _tidy(axes)
@@ -116,21 +110,39 @@ def _stack(axes: Axes, rows: Rows) -> None:
     bottom = np.zeros(1)
     for term, color in zip(TERMS, TERM_COLORS, strict=True):
         steps, value = _mean(chosen, f"stepwise_{term}")
-        axes.fill_between(
-            steps,
-            bottom,
-            bottom + value,
-            color=color,
-            alpha=0.45,
-            linewidth=0,
-            label=f"{term.replace('_', '-' if term.startswith('self') else ' ')} term",
-        )
+        axes.fill_between(steps, bottom, bottom + value, color=color, alpha=TERM_ALPHA, linewidth=0)
         bottom = bottom + value
     style = drawing.Style.of(len(levels) - 1)
     steps, distance = _mean(chosen, "w2_common_noise")
     axes.plot(steps, distance, color=style.color, marker=style.marker, markersize=4, linewidth=1.3)
-    axes.set_ylim(bottom=0)
     _tidy(axes)
+
+
+def _legend(levels: Sequence[int]) -> list[Any]:
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    ink = {"color": drawing.MUTED, "linewidth": 1.3}
+    styles = [drawing.Style.of(place) for place in range(len(levels))]
+    lines = [
+        Line2D([], [], color=style.color, marker=style.marker, markersize=4, linewidth=1.3)
+        for style in styles
+    ]
+    for line, updates in zip(lines, levels, strict=True):
+        line.set_label(f"{updates:,} updates")
+    hollow = {"marker": "o", "markersize": 4, "markerfacecolor": "none", "linestyle": "none"}
+    return [
+        *lines,
+        Line2D([], [], label="bound, one L: the theorem", linestyle="dotted", **ink),
+        Line2D([], [], label="bound, Λ of every step", linestyle="dashed", **ink),
+        Line2D([], [], label="W2, common noise", marker="o", markersize=4, **ink),
+        Line2D([], [], label="W2, independent samples", color=drawing.MUTED, **hollow),
+        Line2D([], [], label="its floor", color=drawing.MUTED, linewidth=0.9, linestyle=FLOOR_DASH),
+        *(
+            Patch(color=color, alpha=TERM_ALPHA, linewidth=0, label=f"{name} term")
+            for name, color in zip(TERM_NAMES, TERM_COLORS, strict=True)
+        ),
+    ]
 
 
 def _tidy(axes: Axes) -> None:
@@ -156,8 +168,3 @@ def _mean(rows: Rows, column: str) -> tuple[Any, Any]:
     steps = sorted({int(row["h"]) for row in rows})
     values = [np.mean([row[column] for row in rows if int(row["h"]) == k]) for k in steps]
     return np.array(steps, float), np.array(values, float)
-
-
-def _once(label: str, place: int) -> str:
-    """Named in the legend by the first level alone; matplotlib leaves out names with a `_`."""
-    return label if place == 0 else f"_{label}"

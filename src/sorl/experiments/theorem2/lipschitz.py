@@ -48,7 +48,7 @@ def seen(
         That of s(x, t, h) and that of one step x + h s(x, t, h), with h = 2^-level.
     """
     derivative = jax.vmap(lambda point: jax.jacfwd(velocity)(point, time, level))(x)
-    step = jnp.eye(x.shape[1]) + jnp.exp2(-level) * derivative
+    step = jnp.eye(x.shape[1])[None] + jnp.exp2(-level) * derivative
 
     def largest(matrices: Float[Array, "rows dimension dimension"]) -> Float[Array, ""]:
         return jnp.max(jnp.linalg.norm(matrices, ord=2, axis=(1, 2)))

@@ -30,7 +30,7 @@ class Setting:
 
     dimension: int
     seed: int = 0
-    updates: tuple[int, ...] = (100, 1_000, 10_000)
+    updates: tuple[int, ...] = (300, 3_000, 30_000)
     hidden: tuple[int, ...] = (64, 64, 64)
     batch_size: int = 256
     learning_rate: float = 1e-3
@@ -81,7 +81,6 @@ def settings(scale: str) -> list[Setting]:
             Setting(
                 dimension,
                 seed,
-                updates=(300, 3_000, 30_000),
                 hidden=(256, 256, 256),
                 batch_size=1_024,
                 samples=4_000,

@@ -16,7 +16,11 @@ Rows = Sequence[Mapping[str, Any]]
 Values = npt.NDArray[np.float64]
 
 FORMS = {"stepwise_": "step by step", "": "with one L"}
-TERMS = ("discretisation", "flow_matching", "self_consistency")
+TERMS = {
+    "discretisation": "discretisation",
+    "flow_matching": "flow matching",
+    "self_consistency": "self-consistency",
+}
 
 
 def findings(rows: Rows) -> list[str]:
@@ -70,7 +74,7 @@ def _held(rows: Rows, prefix: str, form: str) -> list[str]:
     low, high = rows[int(ratio.argmin())], rows[int(ratio.argmax())]
     shares = [float(np.median(_column(rows, f"{prefix}{term}") / bound)) for term in TERMS]
     parts = ", ".join(
-        f"{term.replace('_', ' ')} {share:.1%}" for term, share in zip(TERMS, shares, strict=True)
+        f"{name} {share:.1%}" for name, share in zip(TERMS.values(), shares, strict=True)
     )
     return [
         f"The bound {form} holds in {(bound >= distance).sum()} of {len(rows)} cells for the "
@@ -138,7 +142,7 @@ def _of_dimension(rows: Rows) -> list[str]:
 def _cell(row: Mapping[str, Any]) -> str:
     return (
         f"dimension {int(row['dimension'])}, seed {int(row['seed'])}, "
-        f"{int(row['updates']):,} updates, {int(row['h'])} steps"
+        f"{int(row['updates']):,} updates, h = 1/{int(row['h'])}"
     )
 
 
