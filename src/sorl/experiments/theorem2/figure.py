@@ -51,14 +51,14 @@ def draw(rows: Rows, note: str) -> Figure:
         above.set_title(f"{dimension} dimension{'s'[: dimension != 1]}", fontsize=10)
         _levels(above, chosen)
         _stack(below, chosen)
+        below.set_xlabel("sampling steps k = 1/h", fontsize=9)
     panels[1, 0].set_ylim(bottom=0)
     panels[0, 0].set_ylabel("W2 to the behaviour")
     panels[1, 0].set_ylabel(f"the same, {_updates(rows)[-1]:,} updates")
-    figure.supxlabel("sampling steps k = 1/h", fontsize=10, color=drawing.INK)
     figure.legend(
         handles=_legend(_updates(rows)),
         loc="outside upper center",
-        ncols=5,
+        ncols=4,
         frameon=False,
         fontsize=8.5,
     )
@@ -133,8 +133,6 @@ def _legend(levels: Sequence[int]) -> list[Any]:
     hollow = {"marker": "o", "markersize": 4, "markerfacecolor": "none", "linestyle": "none"}
     return [
         *lines,
-        Line2D([], [], label="bound, one L: the theorem", linestyle="dotted", **ink),
-        Line2D([], [], label="bound, Λ of every step", linestyle="dashed", **ink),
         Line2D([], [], label="W2, common noise", marker="o", markersize=4, **ink),
         Line2D([], [], label="W2, independent samples", color=drawing.MUTED, **hollow),
         Line2D([], [], label="its floor", color=drawing.MUTED, linewidth=0.9, linestyle=FLOOR_DASH),
@@ -142,6 +140,8 @@ def _legend(levels: Sequence[int]) -> list[Any]:
             Patch(color=color, alpha=TERM_ALPHA, linewidth=0, label=f"{name} term")
             for name, color in zip(TERM_NAMES, TERM_COLORS, strict=True)
         ),
+        Line2D([], [], label="bound, one L: the theorem", linestyle="dotted", **ink),
+        Line2D([], [], label="bound, Λ of every step", linestyle="dashed", **ink),
     ]
 
 

@@ -54,8 +54,9 @@ def measure(setting: Setting, on_progress: Callable[[int, int], None] | None = N
         `lipschitz` (seen L), `lipschitz_product` (proven L), `lipschitz_drift` (L_v, proven),
         `second_moment` (M_v), `acceleration` (A);
         `discretisation`, `flow_matching`, `self_consistency` and their sum `bound`, with the seen
-        L; `bound_product` with the proven L; and `stepwise_discretisation` and so on, the sharper
-        bound with errors and seen Lipschitz constants of every step.
+        L; `bound_drift` with L_v where that is larger, `bound_product` with the proven L; and
+        `stepwise_discretisation` and so on, the sharper bound with errors and seen Lipschitz
+        constants of every step.
     """
     behaviour = setting.behaviour()
     levels = len(setting.updates)
@@ -144,6 +145,8 @@ class Probe:
         product = one_constant(errors, proven)
         stepwise = step_by_step(errors, step_lipschitz)
         grid = np.arange(self.finest) / self.finest
+        steepest = max(self.behaviour.lipschitz(t) for t in grid)
+        drift = one_constant(errors, max(slope, steepest))
         drifts = [np.mean(self._drift(t) ** 2) * self.behaviour.dimension for t in grid]
         rows: list[Row] = []
         for steps in sizes:
@@ -158,10 +161,11 @@ class Probe:
                     "eps_sc_max": float(consistency.max()),
                     "lipschitz": slope,
                     "lipschitz_product": proven,
-                    "lipschitz_drift": max(self.behaviour.lipschitz(t) for t in grid),
+                    "lipschitz_drift": steepest,
                     "second_moment": float(max(drifts)),
                     "acceleration": float(errors.acceleration.max()),
                     **_columns("", theorem[steps]),
+                    "bound_drift": drift[steps].bound,
                     "bound_product": product[steps].bound,
                     **_columns("stepwise_", stepwise[steps]),
                 }

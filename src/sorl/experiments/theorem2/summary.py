@@ -91,11 +91,13 @@ def _lipschitz(rows: Rows) -> list[str]:
     with np.errstate(divide="ignore"):
         powers = np.log10(_column(rows, "bound_product"))
     gap = 1 - _column(rows, "w2_common_noise") / _column(rows, "coupled")
+    drift = np.median(_column(rows, "bound_drift") / _column(rows, "coupled"))
     return [
-        f"The largest derivative seen of a network is L = {seen.min():.2f} to {seen.max():.2f}, of "
-        f"the drift at most {_column(rows, 'lipschitz_drift').max():.2f}; the product of the "
-        f"layers' norms, which is proven, is {proven.min():.3g} to {proven.max():.3g}, and the "
-        f"bound with it is 10^{powers.min():.0f} to 10^{powers.max():.0f}: true and empty.",
+        f"L is the largest derivative seen, {seen.min():.2f} to {seen.max():.2f}, a lower "
+        f"estimate. The drift's is at most {_column(rows, 'lipschitz_drift').max():.2f}, and with "
+        f"that the bound with one L is {drift:.3g} times the distance (median). The product of the "
+        f"layers' norms, which is proven, is {proven.min():.3g} to {proven.max():.3g}; with it the "
+        f"bound is 10^{powers.min():.0f} to 10^{powers.max():.0f}, true and empty.",
         "Common noise is an almost optimal coupling: W2 of the paired samples is at most "
         f"{gap.max():.2%} below their coupled distance.",
     ]
