@@ -13,6 +13,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,14 +23,25 @@ from scipy.stats import spearmanr
 
 import numpy_networks as slow
 from sorl import flows
+from sorl.algorithms.sorl import SORL
 from sorl.errors import InputError
-from sorl.experiments.theorem2 import Setting, draw, findings, lipschitz, measure, settings, summary
+from sorl.experiments.theorem2 import (
+    Setting,
+    draw,
+    findings,
+    lipschitz,
+    measure,
+    settings,
+    summary,
+    training,
+)
 from sorl.experiments.theorem2.bound import Errors, one_constant, step_by_step
 from sorl.experiments.theorem2.measuring import Probe
 from sorl.experiments.theorem2.mixtures import Mixture, star
 from sorl.experiments.theorem2.training import Shortcut
 from sorl.experiments.theorem2.transport import coupled, wasserstein
 from sorl.nn import ActionNetwork
+from sorl.types import Spec, Transition
 
 E = 1e-5
 TWO = star(2, radius=0.5, std=0.25)
@@ -382,6 +394,47 @@ def test_seen_lipschitz_constant_is_below_the_proven_one(network, rng):
     x = np.linspace(-6, 6, 100_001)
     gelu = x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
     np.testing.assert_allclose(lipschitz.gelu_slope(), np.gradient(gelu, x).max(), rtol=1e-5)
+
+
+def test_training_is_adam_on_sorls_own_losses():
+    """Three updates, done again from the loss, by Optax and plain averages."""
+    setting = dataclasses.replace(TINY, updates=(1, 3), batch_size=16)
+    found = [velocity.network for _, velocity in training.trained(setting)]
+    sorl = SORL(discretization=8, backprop_steps=1, hidden=(32, 32), learning_rate=1e-3)
+    key, init_key = jax.random.split(jax.random.key(0))
+    actor = target = sorl.init(Spec(1, 2), key=init_key).actor
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))
+    state = optimizer.init(eqx.filter(actor, eqx.is_array))
+    gradient_of = eqx.filter_jit(eqx.filter_grad(sorl.behaviour_loss, has_aux=True))
+    by_hand = []
+    for index in range(3):
+        data_key, loss_key = jax.random.split(jax.random.fold_in(key, index))
+        component_key, noise_key = jax.random.split(data_key)
+        component = jax.random.categorical(
+            component_key, jnp.log(jnp.arange(1.0, 5.0)), shape=(16,)
+        )
+        means = jnp.asarray([[0.5, 0], [0, 0.5], [-0.5, 0], [0, -0.5]])[component]
+        action = means + 0.25 * jax.random.normal(noise_key, (16, 2))
+        s, nothing = jnp.zeros((16, 1)), jnp.zeros(16)
+        batch = Transition(s, action, nothing, nothing, s, action, nothing)
+        gradient, _ = gradient_of(actor, target, batch, key=loss_key)
+        change, state = optimizer.update(gradient, state)
+        actor = eqx.apply_updates(actor, change)
+        target = jax.tree.map(lambda old, new: 0.995 * old + 0.005 * new, target, actor)
+        by_hand.append(actor)
+    for network, expected in zip(found, (by_hand[0], by_hand[2]), strict=True):
+        for a, b in zip(jax.tree.leaves(network), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(a, b, atol=2e-6)
+
+
+def test_laptop_trainings_are_cut_into_chunks_that_are_counted(monkeypatch):
+    monkeypatch.setattr(training, "CHUNK", 2)
+    monkeypatch.setattr(training, "_train", lambda sorl, rows, state, *rest: state)
+    calls = []
+    setting = dataclasses.replace(TINY, updates=(3, 4, 9))
+    updates = [updates for updates, _ in training.trained(setting, lambda: calls.append(1))]
+    assert updates == [3, 4, 9]
+    assert len(calls) == training.chunks(setting) == 2 + 1 + 3
 
 
 @pytest.fixture(scope="module")
