@@ -342,6 +342,22 @@ def test_exact_drift_of_a_mixture_has_no_flow_matching_error(rng):
     assert (seen <= np.array(proven) + 1e-5).all()
 
 
+def test_derivatives_are_taken_around_the_exact_flow_at_the_time_of_the_step(monkeypatch):
+    setting = Setting(2, discretization=8, samples=500, transport_samples=2, jacobian_samples=2_000)
+    probe = Probe.of(setting, TWO)
+    points = []
+    monkeypatch.setattr(
+        lipschitz,
+        "seen",
+        lambda velocity, x, time, level: (points.append((time, x)), (1.0, 1.0))[1],
+    )
+    probe._walk(Known(TWO, 8, jnp.zeros(2), jnp.zeros((4, 2))), 2)
+    assert [time for time, _ in points] == [0, 0.5]
+    for (_, x), exact in zip(points, probe.flow[::4], strict=False):
+        square = (np.asarray(x) ** 2).sum(1).mean()
+        np.testing.assert_allclose(square, (exact**2).sum(1).mean(), rtol=0.1)
+
+
 # A network.
 
 
