@@ -13,20 +13,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-import equinox as eqx
-import jax
-import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
-from jaxtyping import Array, Float
 
 from sorl.experiments.theorem2 import lipschitz
+from sorl.experiments.theorem2.batched import at, inputs, residual
 from sorl.experiments.theorem2.bound import Errors, Terms, one_constant, step_by_step
 from sorl.experiments.theorem2.mixtures import Mixture
 from sorl.experiments.theorem2.settings import Setting
 from sorl.experiments.theorem2.training import chunks, trained
 from sorl.experiments.theorem2.transport import coupled, wasserstein
-from sorl.flows import Velocity, self_consistency_target
+from sorl.flows import Velocity
 
 Values = npt.NDArray[np.float64]
 Row = dict[str, float | int | str]
@@ -140,6 +137,7 @@ class Probe:
         for steps in sizes:
             ends[steps], slopes, step_lipschitz[steps] = self._walk(velocity, steps)
             slope = max(slope, float(slopes.max()))
+            advance()
         errors = self.errors(velocity)
         theorem = one_constant(errors, slope)
         product = one_constant(errors, proven)
@@ -170,7 +168,6 @@ class Probe:
                     **_columns("stepwise_", stepwise[steps]),
                 }
             )
-            advance()
         return rows
 
     def errors(self, velocity: Velocity) -> Errors:
@@ -180,7 +177,7 @@ class Probe:
         flow_matching = []
         for t in grid[:-1]:
             z = self._interpolated(t)
-            found = np.asarray(_at(velocity, *_inputs(z, t, finest)), np.float64)
+            found = np.asarray(at(velocity, *inputs(z, t, finest)), np.float64)
             flow_matching.append(coupled(found, self.behaviour.drift(z, t)))
         # Of one step the larger of the values at its two ends; between them A hardly changes.
         accelerations = np.array(
@@ -191,7 +188,7 @@ class Probe:
             steps = 2**power
             consistency[steps] = np.array(
                 [
-                    _norm(_residual(velocity, *_inputs(self._interpolated(t), t, float(power))))
+                    _norm(residual(velocity, *inputs(self._interpolated(t), t, float(power))))
                     for t in np.arange(steps) / steps
                 ]
             )
@@ -220,11 +217,11 @@ class Probe:
             between = rng.choice(len(other), self.jacobian_samples)
             z = exact[i][between % len(x)]
             points = z + rng.uniform(size=(len(z), 1)) * (other[between] - z)
-            slope, step_slope = lipschitz.seen(velocity, *_inputs(points, t, level))
+            slope, step_slope = lipschitz.seen(velocity, *inputs(points, t, level))
             slopes.append(float(slope))
             step_slopes.append(float(step_slope))
-            half = exact[i] + np.asarray(_at(velocity, *_inputs(exact[i], t, level))) / steps
-            x = x + np.asarray(_at(velocity, *_inputs(x, t, level)), np.float64) / steps
+            half = exact[i] + np.asarray(at(velocity, *inputs(exact[i], t, level))) / steps
+            x = x + np.asarray(at(velocity, *inputs(x, t, level)), np.float64) / steps
         return x, np.array(slopes), np.array(step_slopes)
 
     def _distances(self, end: Values) -> Row:
@@ -242,37 +239,6 @@ class Probe:
 
     def _drift(self, time: float) -> Values:
         return self.behaviour.drift(self._interpolated(time), time)
-
-
-@eqx.filter_jit
-def _at(
-    velocity: Velocity,
-    x: Float[Array, "rows dimension"],
-    time: Float[Array, ""],
-    level: Float[Array, ""],
-) -> Float[Array, "rows dimension"]:
-    return jax.vmap(velocity, in_axes=(0, None, None))(x, time, level)
-
-
-@eqx.filter_jit
-def _residual(
-    velocity: Velocity,
-    x: Float[Array, "rows dimension"],
-    time: Float[Array, ""],
-    level: Float[Array, ""],
-) -> Float[Array, "rows dimension"]:
-    """What self-consistency misses: s(x, t, h) less the mean of its two half steps."""
-
-    def one(point: Float[Array, " dimension"]) -> Float[Array, " dimension"]:
-        return velocity(point, time, level) - self_consistency_target(velocity, point, time, level)
-
-    return jax.vmap(one)(x)
-
-
-def _inputs(
-    x: Values, time: float, level: float
-) -> tuple[Float[Array, "rows dimension"], Float[Array, ""], Float[Array, ""]]:
-    return (jnp.asarray(x, jnp.float32), jnp.float32(time), jnp.float32(level))
 
 
 def _norm(rows: npt.ArrayLike) -> float:
