@@ -5,16 +5,18 @@ The statement has the form of Theorem 2 of SORL (arXiv 2505.22866); the constant
 Notation. Noise z_0 = x_0 ~ N(0, I). z_t: the exact flow dz = v_t(z) dt, whose law at t is p_t, the
 law of the straight interpolation that training sees, so that an error in L2(p_t) is an error at
 z_t. ‖·‖: root of the mean square over the noise. π_k: the end x_k of x_{i+1} = x_i + h s(x_i, i h,
-h), where h = 1/k. M: the most steps in training, h_m = 1/M. Assumed, for t on the grid of h:
+h), where h = 1/k. M: the most steps in training, h_m = 1/M. Assumed, at the times at which steps of
+the size begin:
 
     flow matching      ‖s(z_t, t, h_m) - v_t(z_t)‖ ≤ ε_FM
-    self-consistency   ‖s(z_t, t, 2h) - ½ [s(z_t, t, h) + s(z_t + h s(z_t, t, h), t+h, h)]‖ ≤ ε_SC
+    self-consistency   ‖s(z_t, t, 2h) - ½ [s(z_t, t, h) + s(z_t + h s(z_t, t, h), t+h, h)]‖
+                       ≤ ε_SC(2h)
     smoothness         s(·, t, h) is L-Lipschitz;  ‖d/dt v_t(z_t)‖ ≤ A
 
 (A ≤ sup_t ‖∂_t v_t(z_t)‖ + L_v √M_v for an L_v-Lipschitz drift with E|v_t|² ≤ M_v, by the chain
 rule: this is where the paper's L_v and M_v enter.) Then for every h = 2^-κ ≥ h_m
 
-    W2(π_k, behaviour) ≤ e √d + G (R_{h_m} [h_m A / 2 + ε_FM] + Σ_{2h_m ≤ g ≤ h} R_g ε_SC),
+    W2(π_k, behaviour) ≤ e √d + G (R_{h_m} [h_m A / 2 + ε_FM] + Σ_{2h_m ≤ g ≤ h} R_g ε_SC(g)),
 
     G = ((1 + h L)^k - 1) / L ≤ (e^L - 1) / L,
     R_g = Π_{g ≤ g' < h} (1 + g' L / 2) ≤ e^{(h - g) L / 2}    (sizes g, g' are doubled from h_m on)
@@ -28,14 +30,15 @@ Proof. Let Φ_i(x) = x + h s(x, i h, h) be one step, Λ_i its Lipschitz constant
    is at most that; and W2(p_1, behaviour) ≤ e √d, since z_1 is distributed as x1 + e x0.
 2. Finest size. δ_i ≤ h_m ‖s - v‖ + ‖z_{t+h_m} - z_t - h_m v_t(z_t)‖ ≤ h_m ε_FM + h_m² A / 2, the
    latter being ‖∫ (t + h_m - u) (d/du v_u(z_u)) du‖ over one step, by Minkowski.
-3. Doubling. Two steps of h from z_t end at z_t + 2h · ½ [...], so δ^{2h}_i ≤ 2h ε_SC
+3. Doubling. Two steps of h from z_t end at z_t + 2h · ½ [...], so δ^{2h}_i ≤ 2h ε_SC(2h)
    + ‖Φ_{2i+1}(Φ_{2i}(z)) - z_{t+2h}‖, and as Φ_{2i}(z) is off p_{t+h} by δ_{2i},
-   δ^{2h}_i ≤ 2h ε_SC + Λ_{2i+1} δ_{2i} + δ_{2i+1}.
+   δ^{2h}_i ≤ 2h ε_SC(2h) + Λ_{2i+1} δ_{2i} + δ_{2i+1}.
 
 That is `step_by_step`: it keeps ε and Λ of every step. With Λ ≤ 1 + h L and the largest ε,
-D_h = max δ / h obeys D_{2h} ≤ ε_SC + (1 + h L / 2) D_h, whose solution is the bracket, and the sum
-of 1 is geometric: that is `one_constant`. Both are linear in (A, ε_FM, ε_SC), so each is a sum of
-three terms. Λ ≤ 1 + h L is wasteful where s pulls together (Λ < 1), as flows to narrow modes do.
+D_h = max δ / h obeys D_{2h} ≤ ε_SC(2h) + (1 + h L / 2) D_h, whose solution is the bracket, and the
+sum of (1) is geometric: that is `one_constant`. Both are linear in (A, ε_FM, ε_SC), so each is a
+sum of three terms. Λ ≤ 1 + h L is wasteful where s pulls together (Λ < 1), as flows to narrow modes
+do.
 
 Actions that policies return are clipped to the box [-1, 1]^d. Clipping is a projection onto a
 convex set, so 1-Lipschitz: for a behaviour inside the box the bound holds for clipped actions too.

@@ -1,9 +1,10 @@
 """How far the policies are from the behaviour, beside the errors and the bound of the theorem.
 
 Errors of flow matching and of self-consistency are taken at fresh pairs of noise and action, on
-their straight interpolation, as training sees them. Distances are taken of other samples: the
-policy of every step size and the exact flow start from the same fresh noise. So nothing in the
-comparison of the two holds by construction.
+their straight interpolation, as training sees them; the half steps of ε_SC are the network's own,
+as the theorem has them, while training aims at those of its moving average. Distances are taken of
+other samples: the policy of every step size and the exact flow start from the same fresh noise. So
+nothing in the comparison of the two holds by construction.
 
 Paths are not clipped to the box of the actions: see the end of the proof in `bound`.
 """
