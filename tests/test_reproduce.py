@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.text import Text
 
 from finished_run import ENVIRONMENT, tree
 from scripted_world import World
@@ -93,7 +94,7 @@ def test_cells_share_a_folder_exactly_where_all_that_decides_the_run_is_equal() 
 def test_a_run_of_two_experiments_is_one_with_the_scorings_of_both() -> None:
     first = [*figure1.cells(LAPTOP), *figure4.cells(LAPTOP)]
     both = merged([*first, *figure2.cells(LAPTOP)])
-    assert [one.algorithm.backprop_steps for one in both] == [8, 1, 2, 4]
+    assert [algorithms.describe(one.algorithm)["backprop_steps"] for one in both] == [8, 1, 2, 4]
     full = both[0].scorings
     assert full.count(figure1.one_candidate(LAPTOP)) == 1
     assert {scoring.choice for scoring in full} >= {Choice("best"), Choice("typical", 2)}
@@ -107,7 +108,7 @@ def test_the_paper_s_scale_is_the_paper_s() -> None:
     every = merged(table1.cells(paper))
     assert len(every) == 8 * 11
     assert all(one.seeds == 8 and one.scale.updates == 1_000_000 for one in every)
-    assert all(one.algorithm.hidden == (512,) * 4 for one in every)
+    assert all(algorithms.describe(one.algorithm)["hidden"] == (512,) * 4 for one in every)
     assert sorted(table1.METHODS) == algorithms.names()
     assert all(one.seeds == 5 for one in figure5.cells(paper))
 
@@ -362,6 +363,7 @@ def test_table_2_has_a_line_for_each_task() -> None:
 def test_tables_3_to_5_hold_what_the_runs_use(name: str) -> None:
     text = tables3to5.table(Rows([]), scale(name))
     used = cell(scale(name), PAPER_ENVIRONMENTS[0], (1,), "sorl").algorithm
+    assert isinstance(used, SORL)
     for field in dataclasses.fields(SORL):
         assert field.name in text
     assert f"| learning_rate | {used.learning_rate:g} |" in text
@@ -388,13 +390,9 @@ def test_a_figure_is_drawn_with_the_note_that_names_its_scale(target: str) -> No
     draw = experiment(target).draw
     assert draw is not None
     figure = draw(figure_rows(target), "scale laptop")
-    texts = [text.get_text() for text in figure.findobj(match=_is_text)]
-    assert "scale laptop" in texts
+    texts = figure.findobj(match=Text)
+    assert "scale laptop" in [text.get_text() for text in texts if isinstance(text, Text)]
     figure.draw_without_rendering()
-
-
-def _is_text(artist: Any) -> bool:
-    return hasattr(artist, "get_text")
 
 
 # The whole. Training and files are real; data and episodes are stand-ins.

@@ -6,9 +6,41 @@ that follows from them (`bound`, with its proof) stands beside the distance that
 (`transport`). The sizes of it all are `settings`; `figure` and `summary` show what came out.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sorl.experiments.experiment import Experiment, Measurement
 from sorl.experiments.theorem2.figure import draw
 from sorl.experiments.theorem2.measuring import measure
 from sorl.experiments.theorem2.settings import Setting, settings
 from sorl.experiments.theorem2.summary import findings
 
-__all__ = ["Setting", "draw", "findings", "measure", "settings"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from sorl.experiments.rows import Rows
+    from sorl.experiments.scales import Scale
+
+__all__ = ["EXPERIMENT", "Setting", "draw", "findings", "measure", "settings"]
+
+
+def _draw(rows: Rows, note: str) -> Figure:
+    return draw(rows.rows, note)
+
+
+def _findings(rows: Rows, scale: Scale) -> list[str]:
+    return findings(rows.rows)
+
+
+EXPERIMENT = Experiment(
+    title="Theorem 2: regularization to the behaviour at every step size",
+    published=(
+        "W2 between the h-step policy and the behaviour is at most the sum of a discretisation, a "
+        "flow-matching and a self-consistency term, for every h = 2^-κ. The constants here "
+        "are ours."
+    ),
+    measurement=Measurement(lambda scale: settings(scale.name), measure),
+    draw=_draw,
+    findings=_findings,
+)
