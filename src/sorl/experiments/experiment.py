@@ -46,6 +46,7 @@ class Experiment:
         findings: what its rows say, in sentences with figures, agreeing with the paper or not.
         draw: the figure; the text is printed small below it.
         table: the table, as Markdown.
+        size: how large it is at a scale, in one line.
     """
 
     title: str
@@ -55,3 +56,4 @@ class Experiment:
     findings: Callable[[Rows, Scale], list[str]] | None = None
     draw: Callable[[Rows, str], Figure] | None = None
     table: Callable[[Rows, Scale], str] | None = None
+    size: Callable[[Scale], str] = Scale.describe

@@ -64,6 +64,16 @@ def settings(scale: Scale) -> list[Setting]:
     ]
 
 
+def size(scale: Scale) -> str:
+    """The network, the batch and how many train together."""
+    [setting] = settings(scale)
+    return (
+        f"{scale.title}: {len(setting.hidden)} x {setting.hidden[0]} units, batch "
+        f"{setting.batch_size}, {setting.seeds} seeds together, synthetic data with {OBSERVATION} "
+        f"numbers in an observation and {ACTION} in an action"
+    )
+
+
 def measure(setting: Setting, on_progress: OnProgress) -> list[Row]:
     """Microseconds of an update of one seed, and milliseconds of a decision."""
     # SORL for every M^BTT stands in the figure beside every other method.
@@ -207,6 +217,7 @@ EXPERIMENT = Experiment(
     title="Figure 3: run time",
     published="Training time grows with M^BTT and inference time with M^inf.",
     measurement=Measurement(settings, measure),
+    size=size,
     draw=draw,
     findings=findings,
 )

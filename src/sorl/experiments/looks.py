@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["SERIES", "Style", "line", "panels", "percent", "percent_interval", "success_axis"]
 
 _MOST_ACROSS = 4
+_PER_INCH = 17  # letters of a note
 
 
 def panels(titles: Sequence[str], note: str, *, width: float = 4.6) -> tuple[Figure, list[Axes]]:
@@ -26,7 +28,8 @@ def panels(titles: Sequence[str], note: str, *, width: float = 4.6) -> tuple[Fig
 
     across = min(_MOST_ACROSS, max(1, len(titles)))
     down = -(-len(titles) // across)
-    figure = Figure(figsize=(max(6.4, width * across), 3.4 * down + 0.5), layout="constrained")
+    width = max(6.4, width * across)
+    figure = Figure(figsize=(width, 3.4 * down + 0.5), layout="constrained")
     FigureCanvasAgg(figure)
     every = list(np.ravel(figure.subplots(max(1, down), across, squeeze=False)))
     for axes, title in zip(every, titles, strict=False):
@@ -35,7 +38,8 @@ def panels(titles: Sequence[str], note: str, *, width: float = 4.6) -> tuple[Fig
         axes.grid(axis="y", alpha=0.25)
     for axes in every[len(titles) :]:
         axes.set_visible(False)
-    figure.supxlabel(note, fontsize=7, color="0.35", x=0.01, ha="left")
+    lines = (textwrap.fill(part, int(_PER_INCH * width)) for part in note.splitlines())
+    figure.supxlabel("\n".join(lines), fontsize=7, color="0.35", x=0.01, ha="left")
     return figure, every[: len(titles)]
 
 

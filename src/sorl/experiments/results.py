@@ -56,7 +56,9 @@ def draw(folder: Path, target: str, experiment: Experiment, scale: Scale) -> Non
     rows = rows_module.read(folder / ROWS)
     parts = [f"# {experiment.title}", _note(experiment, scale, origin)]
     if experiment.draw is not None:
-        figure = experiment.draw(rows, "\n".join((experiment.title, _short_note(scale, origin))))
+        figure = experiment.draw(
+            rows, "\n".join((experiment.title, _short_note(experiment, scale, origin)))
+        )
         temporary = folder / f".saving-{FIGURE}"
         with files.explained("write", folder / FIGURE):
             figure.savefig(temporary, format="png", dpi=110)
@@ -99,8 +101,8 @@ def _dates(origin: Mapping[str, Any]) -> str:
     return first if first == last else f"{first} to {last}"
 
 
-def _short_note(scale: Scale, origin: Mapping[str, Any]) -> str:
-    return f"{scale.describe()}; {_machines(origin)}; {_dates(origin)}"
+def _short_note(experiment: Experiment, scale: Scale, origin: Mapping[str, Any]) -> str:
+    return f"{experiment.size(scale)}; {_machines(origin)}; {_dates(origin)}"
 
 
 def _machines(origin: Mapping[str, Any]) -> str:
@@ -115,7 +117,7 @@ def _machines(origin: Mapping[str, Any]) -> str:
 
 def _note(experiment: Experiment, scale: Scale, origin: Mapping[str, Any]) -> str:
     """What it took, for the page."""
-    text = f"**{scale.describe()}.**"
+    text = f"**{experiment.size(scale)}.**"
     if not origin.get("parts"):
         return f"{text} Nothing was run for this."
     if experiment.measurement is None:

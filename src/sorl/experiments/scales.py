@@ -63,6 +63,11 @@ class Scale:
     generated: int | None
     chosen: Mapping[str, Mapping[str, Mapping[str, Any]]] = dataclasses.field(default_factory=dict)
 
+    @property
+    def title(self) -> str:
+        """Its name, and whether it is smaller than the paper's."""
+        return f"scale {self.name}{'' if self.name == 'paper' else ' (small-scale)'}"
+
     def describe(self) -> str:
         """What it is, in one line for a figure."""
         layers = f"{len(self.hidden)} x {self.hidden[0]}"
@@ -72,9 +77,8 @@ class Scale:
             if self.generated is None
             else f"{self.generated:,} episodes of data generated here"
         )
-        small = "" if self.name == "paper" else " (small-scale)"
         return (
-            f"scale {self.name}{small}: {self.updates:,} updates, {layers} units, batch "
+            f"{self.title}: {self.updates:,} updates, {layers} units, batch "
             f"{self.batch_size}{rate}, {data}"
         )
 

@@ -29,6 +29,15 @@ def _draw(rows: Rows, note: str) -> Figure:
     return draw(rows.rows, note)
 
 
+def _size(scale: Scale) -> str:
+    setting = settings(scale.name)[0]
+    return (
+        f"{scale.title}: {len(setting.hidden)} x {setting.hidden[0]} units, batch "
+        f"{setting.batch_size}, {' / '.join(f'{n:,}' for n in setting.updates)} updates, learning "
+        f"rate {setting.learning_rate:g}, {setting.samples:,} samples, two modes on every axis"
+    )
+
+
 def _findings(rows: Rows, scale: Scale) -> list[str]:
     return findings(rows.rows)
 
@@ -42,5 +51,6 @@ EXPERIMENT = Experiment(
     ),
     measurement=Measurement(lambda scale: settings(scale.name), measure),
     draw=_draw,
+    size=_size,
     findings=_findings,
 )

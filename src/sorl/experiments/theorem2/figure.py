@@ -63,6 +63,7 @@ def draw(rows: Rows, note: str) -> Figure:
         fontsize=8.5,
     )
     seeds = len({int(row["seed"]) for row in rows})
+    note = ". ".join(note.splitlines())
     text = f"Means over {seeds} seed{'s'[: seeds != 1]}. {note}"
     engine = figure.get_layout_engine()
     assert engine is not None
