@@ -82,8 +82,10 @@ def _reproduce(
 
         return local.launch(works)
 
-    standings = reproduce.reproduce(task, launched, show_progress)
-    _summary(task, standings)
+    standings, drawn = reproduce.reproduce(task, launched, show_progress)
+    for target in drawn:
+        print(f"wrote {task.results / target}")
+    _tell(standings)
 
 
 def _plan(task: Reproduction) -> None:
@@ -142,12 +144,14 @@ def _write_slurm(task: Reproduction) -> None:
     print(f"wrote {script}: submit it, then run the same command with --launch local to draw.")
 
 
-def _summary(task: Reproduction, standings: Sequence[Standing]) -> None:
+def _tell(standings: Sequence[Standing]) -> None:
+    """Say what is missing.
+
+    Raises:
+        InputError: a run failed.
+    """
     from sorl.errors import InputError
 
-    for target in task.targets:
-        if (task.results / target / "README.md").exists():
-            print(f"wrote {task.results / target}")
     failed = [standing for standing in standings if standing.state == "failed"]
     if failed:
         raise InputError(

@@ -76,7 +76,9 @@ def chosen(names: Sequence[str]) -> tuple[str, ...]:
     return every
 
 
-def reproduce(task: Reproduction, launch: Launch, progress: Progress) -> list[Standing]:
+def reproduce(
+    task: Reproduction, launch: Launch, progress: Progress
+) -> tuple[list[Standing], list[str]]:
     """Make what is missing and draw everything.
 
     A target of which a run is missing, because it failed or the user stopped, is not drawn.
@@ -87,7 +89,7 @@ def reproduce(task: Reproduction, launch: Launch, progress: Progress) -> list[St
         progress: where to show measurements.
 
     Returns:
-        How the runs stand.
+        How the runs stand, and the targets that were drawn.
 
     Raises:
         InputError: data that cannot be made, or whatever a measurement raises.
@@ -97,7 +99,7 @@ def reproduce(task: Reproduction, launch: Launch, progress: Progress) -> list[St
     missing = [cell for cell, work in zip(cells, works, strict=True) if not work.done()]
     make_data(data_files(missing, task.data), task.scale)
     standings = list(launch(works)) if works else []
-    if all(standing.state == "done" for standing in standings):
+    if all(standing.state in ("done", "failed") for standing in standings):  # else we shall stop
         # Speed is measured when no run of ours is at work.
         for target in task.targets:
             for piece in task.pieces(target):
@@ -107,13 +109,15 @@ def reproduce(task: Reproduction, launch: Launch, progress: Progress) -> list[St
                     with progress(f"measuring {target}") as on_progress:
                         measurements.measure(piece, measurement, on_progress)
     ended = {standing.work.name for standing in standings if standing.state == "done"}
+    drawn = []
     for target in task.targets:
         mine = merged(experiment(target).cells(task.scale))
         whole = all(cell.name in ended for cell in mine)
         if whole and all(piece.done() for piece in task.pieces(target)):
             keep(task, target)
             redraw(task, target)
-    return standings
+            drawn.append(target)
+    return standings, drawn
 
 
 def make_data(wanted: Mapping[str, Path | None], scale: Scale) -> None:
