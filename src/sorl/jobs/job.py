@@ -79,19 +79,8 @@ class Job:
 def config_of(algorithm: AbstractAlgorithm[Any], job: Job, dataset: Dataset) -> dict[str, Any]:
     """Every setting of a run, as its config.json holds it."""
     return {
-        "algorithm": algorithms.describe(algorithm),
-        "environment": job.environment,
+        **settings_of(algorithm, job),
         "tasks": list(dataset.tasks),
-        "seeds": list(job.seeds),
-        "training": {
-            "updates": job.updates,
-            "batch_size": job.batch_size,
-            "log_every": job.log_every,
-            "evaluate_every": job.evaluate_every,
-            "budgets": [str(budget) for budget in job.budgets],
-            "episodes": job.episodes,
-            "evaluation_seed": job.evaluation_seed,
-        },
         EXECUTION: {
             "workers": job.workers,
             "checkpoint_seconds": job.checkpoint_seconds,
@@ -105,6 +94,24 @@ def config_of(algorithm: AbstractAlgorithm[Any], job: Job, dataset: Dataset) -> 
         },
         "spec": dataclasses.asdict(dataset.spec),
         **provenance.provenance(),
+    }
+
+
+def settings_of(algorithm: AbstractAlgorithm[Any], job: Job) -> dict[str, Any]:
+    """The settings that decide a run's results and are known before its data, as in config.json."""
+    return {
+        "algorithm": algorithms.describe(algorithm),
+        "environment": job.environment,
+        "seeds": list(job.seeds),
+        "training": {
+            "updates": job.updates,
+            "batch_size": job.batch_size,
+            "log_every": job.log_every,
+            "evaluate_every": job.evaluate_every,
+            "budgets": [str(budget) for budget in job.budgets],
+            "episodes": job.episodes,
+            "evaluation_seed": job.evaluation_seed,
+        },
     }
 
 

@@ -10,18 +10,15 @@ import dataclasses
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from sorl.errors import InputError
 from sorl.interruption import Interruption
+from sorl.launch import process
 from sorl.launch.progress import Board, Standing
+from sorl.launch.settling import ATTEMPTS, first_standings, settle
 from sorl.launch.work import Work
-
-ATTEMPTS = 3
-"""How often a work is begun before it counts as failed."""
 
 _LOOK_SECONDS = 0.2
 _SHOW_SECONDS = 2.0
@@ -80,14 +77,13 @@ def launch(
         How each stands, in the same order: done, failed, or, asked to stop, stopped or waiting.
 
     Raises:
-        InputError: two works share a name or a folder, `attempts` is below 1, or a folder cannot
-            be written.
+        InputError: two works share a name or a folder, `attempts` is below 1, there is no slot,
+            or a folder cannot be written or holds another run.
     """
-    check(works, attempts)
-    standings = [Standing(work, "done" if work.done() else "waiting") for work in works]
+    if slots is not None and not slots:
+        raise InputError("There is no slot to launch on: give at least one.")
+    standings = first_standings(works, attempts)
     waiting = [standing for standing in standings if standing.state == "waiting"]
-    for standing in waiting:
-        standing.work.write()
     free = list(slots_here(len(waiting)) if slots is None else slots)
     running: dict[str, tuple[Standing, Slot, subprocess.Popen[bytes]]] = {}
     board = Board(standings, quiet=quiet)
@@ -101,14 +97,17 @@ def launch(
                     standing.state, standing.where = "running", slot.name
                     standing.attempts += 1
                     running[standing.work.name] = standing, slot, _begin(standing.work, slot)
-                for name, (standing, slot, process) in list(running.items()):
-                    if stop.requested and process.stdin is not None and not process.stdin.closed:
-                        process.stdin.close()  # it stops with everything saved
-                    if process.poll() is None:
+                for name, (standing, slot, worker) in list(running.items()):
+                    if stop.requested:
+                        process.stop(worker)
+                    code = worker.poll()
+                    if code is None:
                         continue
                     del running[name]
+                    process.stop(worker)  # closes our end of its input
                     free.append(slot)
-                    _settle(standing, process.returncode, attempts, stopping=stop.requested)
+                    reason = process.last_words(standing.work.folder, code)
+                    settle(standing, code, reason, attempts=attempts, stopping=stop.requested)
                     if standing.state == "waiting":
                         waiting.append(standing)
                 if time.monotonic() - shown >= _SHOW_SECONDS:
@@ -116,65 +115,24 @@ def launch(
                     shown = time.monotonic()
                 time.sleep(_LOOK_SECONDS)
     finally:
-        for _, _, process in running.values():
-            process.kill()
-            process.wait()
+        for _, _, worker in running.values():
+            worker.kill()
+            worker.wait()
+            process.stop(worker)
     return standings
 
 
-def check(works: Sequence[Work], attempts: int) -> None:
-    """Raise `InputError` for works that would get into each other's way."""
-    for what in ("name", "folder"):
-        values = [getattr(work, what) for work in works]
-        repeated = [value for place, value in enumerate(values) if value in values[:place]]
-        if repeated:
-            raise InputError(f"Two runs of the launch have the {what} {repeated[0]}: give another.")
-    if attempts < 1:
-        raise InputError(f"attempts={attempts} is not possible: give at least 1.")
-
-
 def _begin(work: Work, slot: Slot) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "sorl.launch.worker", str(work.folder), "--watch"]
-    environment = dict(os.environ)
-    if slot.cores is not None:
-        command += ["--cores", ",".join(map(str, slot.cores))]
+    environment = None
     if slot.gpu is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = slot.gpu
-    with _log(work).open("ab") as log:
-        # A session of its own: Ctrl-C at the terminal is ours to pass on, once.
-        return subprocess.Popen(
-            command,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-
-
-def _settle(standing: Standing, code: int, attempts: int, *, stopping: bool) -> None:
-    """What has become of a work whose process ended with `code`."""
-    if code == 0 and standing.work.done():
-        standing.state = "done"
-    elif stopping:
-        standing.state = "stopped"
-    elif code == 2 or standing.attempts >= attempts:
-        standing.state, standing.message = "failed", _last_words(standing.work, code)
-    else:
-        standing.state = "waiting"
-
-
-def _log(work: Work) -> Path:
-    return work.folder / "log.txt"
-
-
-def _last_words(work: Work, code: int) -> str:
-    lines = _log(work).read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1] if lines else f"its process ended with exit code {code}, see {_log(work)}."
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": slot.gpu}
+    return process.begin(work.folder, cores=slot.cores, environment=environment)
 
 
 def _gpus() -> list[str]:
     """What CUDA_VISIBLE_DEVICES may be set to, for each GPU that this process may use."""
+    if os.environ.get("JAX_PLATFORMS") == "cpu":
+        return []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [gpu for gpu in visible.split(",") if gpu not in ("", "-1")]

@@ -6,6 +6,7 @@ Whoever does it, in whichever process, needs the folder alone: `work.json` in it
 from __future__ import annotations
 
 import dataclasses
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,16 @@ from sorl import algorithms, files
 from sorl.algorithm import AbstractAlgorithm
 from sorl.choices import Choice
 from sorl.errors import InputError
-from sorl.jobs.job import Job
+from sorl.jobs.job import Job, settings_of
 from sorl.jobs.outcome import diverged, ended, is_run
 from sorl.jobs.scoring import Scoring, complete, score
 from sorl.jobs.work import start
-from sorl.runs import Run
+from sorl.runs import Run, check_same_config
 from sorl.types import Budget
 
 FILE = "work.json"
+
+_LOOK_SECONDS = 0.2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +52,16 @@ class Work:
         return self.folder / "run"
 
     def done(self) -> bool:
-        """Whether the run is there, has ended and has all of its scores."""
-        return ended(self.run, self.job) and complete(Run.open(self.run), self.scorings)
+        """Whether the run is there, has ended and has all of its scores.
+
+        Raises:
+            InputError: the run that ended there had other settings, or is damaged.
+        """
+        if not ended(self.run, self.job):
+            return False
+        run = Run.open(self.run)
+        check_same_config(run.config, settings_of(self.algorithm, self.job))
+        return complete(run, self.scorings)
 
     def write(self) -> None:
         """Write work.json, for `read` in another process.
@@ -84,6 +95,19 @@ class Work:
             raise InputError(
                 f"{folder / FILE} cannot be used ({error}): launch again with this version."
             ) from error
+
+    def await_turn(self, seconds: float) -> None:
+        """Wait at most so long while another process works on the run.
+
+        One that lost its launcher, or the connection to it, may still be saving.
+        """
+        end = time.monotonic() + seconds
+        while is_run(self.run) and time.monotonic() < end:
+            try:
+                with Run.open(self.run).locked():
+                    return
+            except InputError:  # what is wrong beyond that, `perform` says
+                time.sleep(_LOOK_SECONDS)
 
     def perform(self, *, quiet: bool = True) -> None:
         """Train what is left to train, then score what is left to score.

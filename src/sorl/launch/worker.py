@@ -1,4 +1,4 @@
-"""What one worker process does: `python -m sorl.launch.worker FOLDER [--cores 0,1] [--watch]`.
+"""What one worker process does: `python -m sorl.launch.worker [options] FOLDER`.
 
 It exits as the command line does: 0 done or stopped with everything saved, 1 something broke, 2 bad
 input, whose one sentence is the last line of its standard error.
@@ -25,6 +25,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--watch", action="store_true", help="stop, saving everything, when standard input ends"
     )
+    parser.add_argument(
+        "--patience", type=float, default=0.0, help="seconds to wait for another process's run"
+    )
     options = parser.parse_args(arguments)
     if options.cores is not None:
         os.sched_setaffinity(0, {int(core) for core in options.cores.split(",")})
@@ -34,7 +37,9 @@ def main(arguments: list[str]) -> int:
     from sorl.launch.work import Work  # JAX starts here, with the cores and settings made above
 
     try:
-        Work.read(options.folder).perform()
+        work = Work.read(options.folder)
+        work.await_turn(options.patience)
+        work.perform()
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
