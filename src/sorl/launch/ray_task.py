@@ -10,12 +10,14 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import no_type_check
 
 from sorl.launch import process
 
 _LOOK_SECONDS = 0.2
 
 
+@no_type_check  # wrapped for a check of types it would be no generator function, which Ray asks for
 def perform(folder: str, description: str) -> Iterator[str | tuple[int, str]]:
     """Perform a work: yields where, then how it ended: exit code and reason.
 
