@@ -53,6 +53,8 @@ def main() -> None:
     standings = ray_cluster.launch(disturbed, address=cluster.address)
     on_ray = time.monotonic() - begin
     cluster.shutdown()
+    if left := [one.work.name for one in standings if one.state != "done"]:
+        raise SystemExit(f"Not done: {', '.join(left)}. Remove {options.out} and begin again.")
     begin = time.monotonic()
     local.launch(alone)
     show(standings, alone, lost, on_ray, time.monotonic() - begin)
