@@ -25,6 +25,7 @@ from launched import (
     work,
 )
 from sorl import algorithms, checkpoint, tables
+from sorl.algorithms.bc import BC
 from sorl.choices import Choice
 from sorl.errors import InputError
 from sorl.jobs import Job
@@ -108,9 +109,7 @@ def test_what_is_done_is_not_done_again(direct: Work) -> None:
 
 def test_a_run_that_ended_with_other_settings_is_not_called_done(direct: Work) -> None:
     for other in (
-        dataclasses.replace(
-            direct, algorithm=algorithms.get("bc")(hidden=(16, 16), learning_rate=1)
-        ),
+        dataclasses.replace(direct, algorithm=BC(hidden=(16, 16), learning_rate=1)),
         dataclasses.replace(direct, job=dataclasses.replace(direct.job, batch_size=17)),
     ):
         with pytest.raises(InputError, match="started with other settings"):
@@ -134,7 +133,7 @@ def test_sigterm_stops_with_everything_saved_and_the_launch_goes_on(
     thread.join()
     assert [standing.state for standing in standings] == ["stopped", "waiting"]
     assert signal.getsignal(signal.SIGTERM) == before
-    last = Run.open(one.run).timing()[-1]["update"]
+    last = float(Run.open(one.run).timing()[-1]["update"])
     assert checkpoint.latest(one.run / "checkpoints") == last < UPDATES
     standings = local.launch([one, later], slots=SLOTS, quiet=True)
     assert [(standing.state, standing.attempts) for standing in standings] == [("done", 1)] * 2
@@ -144,7 +143,9 @@ def test_sigterm_stops_with_everything_saved_and_the_launch_goes_on(
 @pytest.mark.usefixtures("tiny")
 def test_a_work_whose_members_all_diverge_is_done(tiny_data: Path, tmp_path: Path) -> None:
     one = work(tmp_path / "diverging", tiny_data, environment=None, updates=200, evaluate_every=200)
-    one = dataclasses.replace(one, algorithm=algorithms.get("tiny")(risk=1.0), scorings=SCORINGS)
+    one = dataclasses.replace(
+        one, algorithm=algorithms.build({"name": "tiny", "risk": 1.0}), scorings=SCORINGS
+    )
     assert not one.done()
     one.perform()
     assert one.done()

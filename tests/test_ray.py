@@ -39,6 +39,8 @@ pytestmark = [
 
 ray = pytest.importorskip("ray")
 
+STORE = 80 * 2**20  # bytes of memory that a node sets aside
+
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
@@ -53,14 +55,17 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         from ray.cluster_utils import Cluster
 
         handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-        memory = {"object_store_memory": 80 * 2**20}
         cluster = Cluster(
             initialize_head=True,
-            head_node_args={"num_cpus": 0, "include_dashboard": False, **memory},
+            head_node_args={
+                "num_cpus": 0,
+                "include_dashboard": False,
+                "object_store_memory": STORE,
+            },
         )
         try:
             for _ in range(2):
-                cluster.add_node(num_cpus=1, **memory)
+                cluster.add_node(num_cpus=1, object_store_memory=STORE)
             yield cluster
         finally:
             cluster.shutdown()

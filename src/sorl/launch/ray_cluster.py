@@ -7,6 +7,7 @@ they count as attempts, and bad input is never tried again.
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
 import socket
 import threading
@@ -113,6 +114,7 @@ def _connected(address: str) -> Iterator[Any]:
     """Ray, connected to the cluster until the block ends."""
     try:
         import ray
+        import ray.exceptions
     except ImportError as error:
         raise InputError(
             "A launch on a cluster needs Ray: install it with `pip install 'sorl[ray]'`."
@@ -121,7 +123,7 @@ def _connected(address: str) -> Iterator[Any]:
     handler = signal.getsignal(signal.SIGTERM)
     try:
         # An address that is there is connected to; no cluster is ever started here.
-        ray.init(address=address, log_to_driver=False, logging_level="error")
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, RuntimeError, ValueError, AssertionError, ray.exceptions.RayError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise _unreachable(address, reason) from error
