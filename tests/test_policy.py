@@ -293,7 +293,7 @@ def test_every_flipped_byte_is_noticed(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda d: d.update(format=2), "format 2"),
+        (lambda d: d.update(format=3), "format 3"),
         (lambda d: d["algorithm"].update(name="magic"), "no algorithm 'magic'"),
         (lambda d: d["algorithm"].update(hiden=3), "cannot be used.* has no hiden"),
         (lambda d: d.pop("algorithm"), "cannot build .*algorithm"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -13,6 +14,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from sorl.choices import Choice
 from sorl.losses import Aggregation, aggregate
 from sorl.types import Budget, Spec, Transition
+from sorl.units import USUAL, Units
 
 State = TypeVar("State")
 Metrics = Mapping[str, Float[Array, ""]]
@@ -24,7 +26,15 @@ class AbstractPolicy(eqx.Module):
     All that is random in an action is its noise, standard normal numbers: given them, acting is a
     plain function, which can be computed outside JAX too. `steps` is a Python int: it decides the
     shape of the computation. A policy that has no notion of steps ignores it.
+
+    Its own methods take observations as networks see them and give actions in [-1, 1]. Whoever acts
+    for a user goes through `sorl.inference`, which maps both by `units`.
+
+    Attributes:
+        units: what its observations and actions are for the user.
     """
+
+    units: Units = eqx.field(static=True, default=USUAL, kw_only=True)
 
     @abc.abstractmethod
     def noise_shape(self, steps: int) -> tuple[int, ...]:
@@ -50,6 +60,14 @@ class AbstractPolicy(eqx.Module):
     @abc.abstractmethod
     def check_steps(self, steps: int) -> None:
         """Raise `InputError` when the policy cannot act in `steps` steps."""
+
+
+AnyPolicy = TypeVar("AnyPolicy", bound=AbstractPolicy)
+
+
+def in_units(policy: AnyPolicy, units: Units) -> AnyPolicy:
+    """The same policy for a user who has these units."""
+    return policy if policy.units == units else dataclasses.replace(policy, units=units)
 
 
 class AbstractScoredPolicy(AbstractPolicy):

@@ -203,10 +203,11 @@ def _candidates(
     seed: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     def one(observation: Array, key: PRNGKeyArray) -> tuple[Array, Array]:
+        observation = policy.units.to_network(observation)
         # Drawn by themselves, so all in the budget's steps, which the critic is told.
         actions = draw(policy, observation, budget=budget, key=key)
         values = jax.vmap(lambda action: policy.values(observation, action, steps=budget.steps))
-        return actions, values(actions)
+        return jax.vmap(policy.units.to_user)(actions), values(actions)
 
     keys = jax.random.split(jax.random.key(seed), len(observations))
     actions, values = eqx.filter_jit(jax.vmap(one))(jnp.asarray(observations), keys)

@@ -164,14 +164,18 @@ def consider(
 ) -> Considered:
     """The candidates of a budget for ONE observation, in the order drawn, and which is chosen.
 
+    Observation and candidates are in the user's units.
+
     All of the budget is spent, adaptive spending or not.
 
     Raises:
         InputError: the policy cannot serve the budget by this strategy.
     """
     check(policy, budget, strategy)
+    observation = policy.units.to_network(observation)
     found = _candidates(policy, observation, budget, strategy, key)
-    return Considered(found, _chosen(policy, found, strategy, key))
+    chosen = _chosen(policy, found, strategy, key)
+    return Considered(found._replace(actions=jax.vmap(policy.units.to_user)(found.actions)), chosen)
 
 
 def act(
@@ -182,7 +186,7 @@ def act(
     strategy: Strategy = USUAL,
     key: PRNGKeyArray,
 ) -> Float[Array, " action_size"]:
-    """One action for ONE observation, chosen among the candidates of a budget.
+    """One action for ONE observation, both in the user's units, among the candidates of a budget.
 
     Observation and candidates never meet in a flat batch: the caller vmaps this function, so a
     candidate can only be scored against the observation it was drawn for. With `best_of=1` nothing
@@ -211,6 +215,19 @@ def act_and_count(
         InputError: the policy cannot serve the budget by this strategy.
     """
     check(policy, budget, strategy)
+    seen = policy.units.to_network(observation)
+    action, count = _act_and_count(policy, seen, budget, strategy, key)
+    return policy.units.to_user(action), count
+
+
+def _act_and_count(
+    policy: AbstractPolicy,
+    observation: Float[Array, " observation_size"],
+    budget: Budget,
+    strategy: Strategy,
+    key: PRNGKeyArray,
+) -> tuple[Float[Array, " action_size"], Int[Array, ""]]:
+    """The same between networks: candidates are compared in [-1, 1]."""
     every = jnp.asarray(budget.best_of)
     if budget.best_of == 1:
         return draw(policy, observation, budget=budget, key=key)[0], every

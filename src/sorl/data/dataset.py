@@ -7,9 +7,11 @@ tasks of one environment share observations and actions; they differ in rewards 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -19,8 +21,12 @@ import numpy.typing as npt
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from sorl.data.checks import check_arrays
+from sorl.data.columns import columns_of
+from sorl.data.episodes import Logged, RewardRule, assemble
+from sorl.data.ranges import learn_units
 from sorl.errors import InputError
 from sorl.types import Spec, Transition
+from sorl.units import USUAL, Units
 
 ACTION_LIMIT = 1 - 1e-5
 """Actions are clipped to this magnitude: oracles log entries at exactly 1 and -1."""
@@ -70,10 +76,33 @@ class Statistics:
     tasks: tuple[TaskStatistics, ...]
 
 
+class Mixture(eqx.Module):
+    """How rows of several sources are drawn: first a source by its weight, then a row of it.
+
+    Attributes:
+        weights: shares of the sources, above 0; they sum to 1.
+        first: place in `valid_rows` of each source's first row.
+        count: number of each source's rows there.
+    """
+
+    weights: Float[Array, " sources"]
+    first: Int[Array, " sources"]
+    count: Int[Array, " sources"]
+
+    def places(self, key: PRNGKeyArray, batch_size: int) -> Int[Array, " batch"]:
+        """Places in `valid_rows`, drawn with replacement."""
+        source_key, row_key = jax.random.split(key)
+        source = jax.random.categorical(source_key, jnp.log(self.weights), shape=(batch_size,))
+        # In whole numbers, since a float32 tells no two rows apart beyond 16 million.
+        within = jax.random.randint(row_key, (batch_size,), 0, self.count[source])
+        return self.first[source] + within
+
+
 class Dataset(eqx.Module):
     """Logged experience as device arrays; a pytree, so compiled functions take it as an argument.
 
-    Make one with `Dataset.from_arrays` or `load_dataset`; both check everything.
+    Make one with `load_dataset`, `Dataset.from_episodes`, `Dataset.from_transitions` or
+    `Dataset.from_arrays`; all check everything.
 
     Attributes:
         observations: every row's observation.
@@ -83,6 +112,8 @@ class Dataset(eqx.Module):
         ends: true on the last row of each episode.
         valid_rows: rows that have a successor in their episode; only they are sampled.
         tasks: number of each task; 0 where the data know no tasks.
+        units: what observations and actions were before they were mapped to these.
+        mixture: how several sources are drawn from; None for one source, drawn uniformly.
     """
 
     observations: Float[Array, "rows observation_size"]
@@ -92,6 +123,8 @@ class Dataset(eqx.Module):
     ends: Bool[Array, " rows"]
     valid_rows: Int[Array, " transitions"]
     tasks: tuple[int, ...] = eqx.field(static=True)
+    units: Units = eqx.field(static=True, default=USUAL)
+    mixture: Mixture | None = None
 
     @classmethod
     def from_arrays(
@@ -103,6 +136,7 @@ class Dataset(eqx.Module):
         masks: npt.ArrayLike,
         tasks: Sequence[int] = (0,),
         *,
+        units: Units = USUAL,
         source: str = "data",
     ) -> Dataset:
         """Check NumPy arrays and put them on the default device.
@@ -116,6 +150,7 @@ class Dataset(eqx.Module):
             rewards: r(s, a), shape `[tasks, rows]`.
             masks: 0 where the task is solved, else 1, shape `[tasks, rows]`.
             tasks: different whole numbers from 0 on, one for each row of `rewards`.
+            units: what observations and actions were before they were mapped to these.
             source: file or origin that error messages begin with.
 
         Raises:
@@ -125,6 +160,7 @@ class Dataset(eqx.Module):
         logged = check_arrays(
             observations, actions, terminals, rewards, masks, tasks, source=source
         )
+        units.check_sizes(logged.observations.shape[1], logged.actions.shape[1])
         return cls(
             observations=jnp.array(logged.observations),
             actions=jnp.array(np.clip(logged.actions, -ACTION_LIMIT, ACTION_LIMIT)),
@@ -133,6 +169,118 @@ class Dataset(eqx.Module):
             ends=jnp.array(logged.ends),
             valid_rows=jnp.array(np.flatnonzero(~logged.ends).astype(np.int32)),
             tasks=logged.tasks,
+            units=units,
+        )
+
+    @classmethod
+    def from_episodes(
+        cls,
+        episodes: Iterable[Mapping[str, Any]],
+        *,
+        rewards: RewardRule = "logged",
+        action_low: npt.ArrayLike | None = None,
+        action_high: npt.ArrayLike | None = None,
+        standardize: bool = False,
+        source: str = "episodes",
+    ) -> Dataset:
+        """Make a data set of your own episodes, in your own units.
+
+        Args:
+            episodes: each a mapping with `observations` `[T + 1, ...]` or, where the last one is
+                not known, `[T, ...]`; `actions` `[T, ...]`; `rewards` `[T]`; and, where the task
+                can end, `terminations`: `[T]`, or one truth value about the last step. More roles
+                are told in `sorl.data.columns`.
+            rewards: where rewards come from if the log has none, see `sorl.data.episodes`.
+            action_low: least value of every action entry, one number or one each; learnt if None.
+            action_high: largest value likewise.
+            standardize: whether observations are standardised; the policy then does so itself.
+            source: what messages begin with.
+
+        Raises:
+            InputError: an episode that cannot be used; the message names it and says why.
+        """
+        stretches = (
+            columns_of(f"{source}, episode {number}", episode, whole=True)
+            for number, episode in enumerate(episodes)
+        )
+        logged = assemble(stretches, rewards=rewards, source=source)
+        return cls._from_logged(logged, action_low, action_high, standardize, source)
+
+    @classmethod
+    def from_transitions(
+        cls,
+        observations: npt.ArrayLike,
+        actions: npt.ArrayLike,
+        *,
+        rewards: npt.ArrayLike | RewardRule,
+        next_observations: npt.ArrayLike | None = None,
+        terminations: npt.ArrayLike | None = None,
+        truncations: npt.ArrayLike | None = None,
+        action_low: npt.ArrayLike | None = None,
+        action_high: npt.ArrayLike | None = None,
+        standardize: bool = False,
+        source: str = "transitions",
+    ) -> Dataset:
+        """Make a data set of rows of transitions, such as those of a replay buffer.
+
+        Consecutive rows belong to one episode until one is terminated or truncated, or its next
+        observation is not the observation of the row behind it. So even transitions in random
+        order are kept exactly, at twice the memory.
+
+        Args:
+            observations: `[rows, ...]`.
+            actions: `[rows, ...]`, in any units.
+            rewards: `[rows]`, or a rule, see `sorl.data.episodes`.
+            next_observations: `[rows, ...]`; without them the last step of an episode that is
+                truncated is lost.
+            terminations: `[rows]`, true where the task is over; nothing is bootstrapped there.
+            truncations: `[rows]`, true where the log stops and the task went on.
+            action_low: as for `from_episodes`.
+            action_high: as for `from_episodes`.
+            standardize: as for `from_episodes`.
+            source: what messages begin with.
+
+        Raises:
+            InputError: arrays that cannot be used.
+        """
+        given = {
+            "observations": observations,
+            "actions": actions,
+            "rewards": None if isinstance(rewards, str) else rewards,
+            "next_observations": next_observations,
+            "terminations": terminations,
+            "truncations": truncations,
+        }
+        columns = columns_of(source, {k: v for k, v in given.items() if v is not None})
+        rule: Any = rewards if isinstance(rewards, str) else "logged"
+        logged = assemble([columns], rewards=rule, source=source)
+        return cls._from_logged(logged, action_low, action_high, standardize, source)
+
+    @classmethod
+    def _from_logged(
+        cls,
+        logged: Logged,
+        action_low: npt.ArrayLike | None,
+        action_high: npt.ArrayLike | None,
+        standardize: bool,
+        source: str,
+    ) -> Dataset:
+        units = learn_units(
+            logged.observations,
+            logged.actions,
+            action_low=action_low,
+            action_high=action_high,
+            standardize=standardize,
+            source=source,
+        )
+        return cls.from_arrays(
+            units.network_observations(logged.observations),
+            units.network_actions(logged.actions),
+            logged.ends,
+            logged.rewards[None],
+            logged.masks[None],
+            units=units,
+            source=source,
         )
 
     @property
@@ -172,7 +320,9 @@ class Dataset(eqx.Module):
     def sample(
         self, key: PRNGKeyArray, task_index: Int[Array, ""] | int, batch_size: int
     ) -> Transition:
-        """Transitions drawn uniformly, with replacement; made to run inside a compiled update.
+        """Transitions drawn with replacement; made to run inside a compiled update.
+
+        Uniformly, or of a mixture a source by its weight and then uniformly within it.
 
         Args:
             key: random key of this draw.
@@ -187,7 +337,10 @@ class Dataset(eqx.Module):
         """
         if batch_size < 1:
             raise InputError(f"Batch size {batch_size} is not possible: give at least 1.")
-        places = jax.random.randint(key, (batch_size,), 0, self.valid_rows.shape[0])
+        if self.mixture is None:
+            places = jax.random.randint(key, (batch_size,), 0, self.valid_rows.shape[0])
+        else:
+            places = self.mixture.places(key, batch_size)
         rows = self.valid_rows[places]
         return jax.vmap(self.transition, in_axes=(0, None))(rows, task_index)
 
@@ -211,14 +364,8 @@ class Dataset(eqx.Module):
         if tuple(tasks) == self.tasks:
             return self
         places = np.array([self.tasks.index(task) for task in tasks])
-        return Dataset(
-            observations=self.observations,
-            actions=self.actions,
-            rewards=self.rewards[places],
-            masks=self.masks[places],
-            ends=self.ends,
-            valid_rows=self.valid_rows,
-            tasks=tuple(tasks),
+        return dataclasses.replace(
+            self, rewards=self.rewards[places], masks=self.masks[places], tasks=tuple(tasks)
         )
 
     def statistics(self) -> Statistics:
@@ -251,6 +398,8 @@ class Dataset(eqx.Module):
     def fingerprint(self) -> str:
         """SHA-256 over every array's shape and content and the task numbers, in hexadecimal.
 
+        Units and the weights of a mixture count too, where there are any.
+
         It depends on nothing else: neither file nor date nor machine. Reads everything once.
         """
         digest = hashlib.sha256(repr(self.tasks).encode())
@@ -264,4 +413,9 @@ class Dataset(eqx.Module):
             digest.update(f"{name} {array.shape}".encode())
             content = np.ascontiguousarray(np.asarray(array).astype(kind, copy=False))
             digest.update(content.view(np.uint8).data)
+        if self.units != USUAL:
+            digest.update(repr(self.units).encode())
+        if self.mixture is not None:
+            for leaf in (self.mixture.weights, self.mixture.first, self.mixture.count):
+                digest.update(repr(np.asarray(leaf).tolist()).encode())
         return digest.hexdigest()

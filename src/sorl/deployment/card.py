@@ -17,6 +17,7 @@ from sorl import algorithms, files
 from sorl.algorithm import AbstractAlgorithm
 from sorl.deployment.storage import read_policy
 from sorl.types import Member
+from sorl.units import USUAL, Units
 
 CARD = "README.md"
 
@@ -35,7 +36,8 @@ def write_card(folder: Path, scores: Iterable[Row]) -> None:
     """
     saved = read_policy(folder)
     own = [row for row in scores if _is_of(row, saved.member, saved.update)]
-    text = card(saved.algorithm, saved.member, saved.update, saved.provenance, own)
+    units = saved.module.units
+    text = card(saved.algorithm, saved.member, saved.update, saved.provenance, own, units)
     files.write_text(folder / CARD, text)
 
 
@@ -45,6 +47,7 @@ def card(
     update: int,
     provenance: Mapping[str, Any],
     scores: Iterable[Row],
+    units: Units = USUAL,
 ) -> str:
     """The card as Markdown.
 
@@ -54,6 +57,7 @@ def card(
         update: after how many updates it was saved.
         provenance: what `save_policy` was given; of what it lacks nothing is said.
         scores: rows of evaluations.csv of this very policy, one a budget.
+        units: what its observations and actions are.
     """
     name = algorithms.name_of(algorithm)
     environment = provenance.get("environment")
@@ -69,6 +73,7 @@ def card(
         f"action = policy.act(observation, steps={algorithm.default_budget.steps}, "
         f"best_of={algorithm.default_budget.best_of})  # the compute of this one decision\n"
         "```",
+        *_units(units),
         "## Scores",
         *_scores(list(scores)),
         "## Training",
@@ -85,6 +90,19 @@ def card(
         "which chooses where `best_of` is above 1, least of all.",
     ]
     return "\n\n".join(paragraphs) + "\n"
+
+
+def _units(units: Units) -> list[str]:
+    paragraphs = []
+    if units.maps_actions:
+        ranges = zip(units.action_low, units.action_high, strict=True)
+        told = ", ".join(f"[{low:g}, {high:g}]" for low, high in ranges)
+        paragraphs.append(f"Actions are in the units of the data: {told}.")
+    if units.standardises:
+        paragraphs.append(
+            "Observations are in the units of the data too; the policy standardises them itself."
+        )
+    return paragraphs
 
 
 def _is_of(row: Row, member: Member, update: int) -> bool:

@@ -52,7 +52,8 @@ class Decision(NamedTuple):
     """Chosen actions and what they were chosen from; arrays begin with the observation's axes.
 
     Attributes:
-        action: the chosen candidate, float32 `[..., action_size]`.
+        action: the chosen candidate, float32 `[..., action_size]`, in the user's units like all
+            candidates.
         chosen: its place among the candidates, `[...]`.
         candidates: float32 `[..., best_of, action_size]`, in the order they were drawn.
         scores: the verifier's score of each, `[..., best_of]`.
@@ -73,6 +74,7 @@ class Policy:
         module: the policy itself, for ONE observation.
         algorithm: what trained it.
         spec: sizes of one observation and one action.
+        units: what observations and actions are for the user.
         member: the task and the seed it was trained with.
         update: after how many updates it was saved.
         provenance: where it comes from.
@@ -90,6 +92,7 @@ class Policy:
         self.module = saved.module
         self.algorithm = saved.algorithm
         self.spec = saved.spec
+        self.units = saved.module.units
         self.member = saved.member
         self.update = saved.update
         self.provenance = saved.provenance
@@ -203,7 +206,8 @@ class Policy:
                 When None the policy's own stream is drawn from: a new key every call.
 
         Returns:
-            float32 actions in [-1, 1], `[action_size]` or `[..., action_size]`.
+            float32 actions, `[action_size]` or `[..., action_size]`, in the units of the data it
+            was trained on: [-1, 1] unless `units` tells other ranges, which are never left.
 
         Raises:
             InputError: the observation or the keys have another shape, the observation is not

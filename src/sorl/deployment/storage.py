@@ -21,11 +21,14 @@ import equinox as eqx
 import jax
 
 from sorl import algorithms, files, leaves
-from sorl.algorithm import AbstractAlgorithm, AbstractPolicy
+from sorl.algorithm import AbstractAlgorithm, AbstractPolicy, in_units
 from sorl.errors import InputError
 from sorl.types import Member, Spec
+from sorl.units import USUAL, Units
 
 FORMAT = 1
+# Earlier versions would act as if there were no units, so they are told that they cannot read it.
+FORMAT_WITH_UNITS = 2
 _TENSORS = "policy.safetensors"
 _DESCRIPTION = "policy.json"
 
@@ -65,7 +68,7 @@ def save_policy(
 
     Args:
         folder: where to; made when missing.
-        policy: what `algorithm.policy` returned, without a members axis.
+        policy: what `algorithm.policy` returned, without a members axis; its units are kept.
         algorithm: the algorithm that trained it.
         spec: sizes of its observations and actions.
         member: the task and the seed it was trained with.
@@ -81,7 +84,7 @@ def save_policy(
     arrays = leaves.named(policy)
     tensors = safetensors.numpy.save({name: leaves.to_host(a) for name, a in arrays.items()})
     description = {
-        "format": FORMAT,
+        "format": FORMAT if policy.units == USUAL else FORMAT_WITH_UNITS,
         "algorithm": algorithms.describe(algorithm),
         "spec": dataclasses.asdict(spec),
         "member": member._asdict(),
@@ -89,6 +92,8 @@ def save_policy(
         "tensors": {name: leaves.describe(leaf) for name, leaf in arrays.items()},
         "provenance": dict(provenance),
     }
+    if policy.units != USUAL:
+        description["units"] = policy.units.describe()
     digests = {"tensors": _digest(tensors), "description": _digest(_canonical(description))}
     with files.explained("save the policy", folder), files.new_folder(folder) as new:
         (new / _TENSORS).write_bytes(tensors)
@@ -136,10 +141,11 @@ def read_policy(folder: Path) -> SavedPolicy:
     import safetensors.numpy
 
     description = files.read_json(folder / _DESCRIPTION)
-    if description.get("format") != FORMAT:
+    if description.get("format") not in (FORMAT, FORMAT_WITH_UNITS):
         raise InputError(
             f"{folder / _DESCRIPTION} has format {description.get('format')!r} and this version "
-            f"reads format {FORMAT}: use the version of sorl that wrote it."
+            f"reads formats {FORMAT} and {FORMAT_WITH_UNITS}: use the version of sorl that wrote "
+            "it."
         )
     digests = description.pop("sha256", None)
     if not isinstance(digests, dict) or digests.get("description") != _digest(
@@ -177,6 +183,8 @@ def _rebuild(
     try:
         algorithm = algorithms.build(description["algorithm"])
         spec = Spec(**description["spec"])
+        units = Units.parse(description.get("units"))
+        units.check_sizes(spec.observation_size, spec.action_size)
         skeleton = eqx.filter_eval_shape(
             lambda key: algorithm.policy(algorithm.init(spec, key=key)), jax.random.key(0)
         )
@@ -188,7 +196,7 @@ def _rebuild(
             f"{folder / _DESCRIPTION} describes a policy that this version cannot build "
             f"({reason}): use the version of sorl that wrote it."
         ) from error
-    return algorithm, spec, skeleton
+    return algorithm, spec, in_units(skeleton, units)
 
 
 def _canonical(value: Any) -> bytes:

@@ -12,6 +12,7 @@ from sorl.algorithm import AbstractAlgorithm
 from sorl.data.dataset import Dataset
 from sorl.errors import InputError
 from sorl.types import Budget
+from sorl.units import USUAL
 
 EXECUTION = "execution"
 """Settings that change how a job runs but none of its results stand under this name."""
@@ -93,6 +94,7 @@ def config_of(algorithm: AbstractAlgorithm[Any], job: Job, dataset: Dataset) -> 
             "rows": int(dataset.observations.shape[0]),
         },
         "spec": dataclasses.asdict(dataset.spec),
+        **({} if dataset.units == USUAL else {"units": dataset.units.describe()}),
         **provenance.provenance(),
     }
 

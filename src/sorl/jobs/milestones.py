@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from sorl import checkpoint
-from sorl.algorithm import AbstractAlgorithm, AbstractPolicy
+from sorl.algorithm import AbstractAlgorithm, AbstractPolicy, in_units
 from sorl.console import Display
 from sorl.deployment.card import write_card
 from sorl.deployment.storage import policy_folder, save_policy
@@ -24,6 +24,7 @@ from sorl.rollouts import select_member
 from sorl.runs import Run
 from sorl.training import Snapshot, TrainingState, initial_state, members_of
 from sorl.types import Member, Spec
+from sorl.units import Units
 
 
 class Milestones:
@@ -41,6 +42,7 @@ class Milestones:
         job: Job,
         members: Sequence[Member],
         spec: Spec,
+        units: Units,
         recorder: Recorder,
         evaluator: Evaluator | None,
         display: Display,
@@ -52,6 +54,7 @@ class Milestones:
         self._job = job
         self._members = members
         self._spec = spec
+        self._units = units
         self._recorder = recorder
         self._evaluator = evaluator
         self._display = display
@@ -119,7 +122,7 @@ class Milestones:
                 self._release(update, state)
 
     def _release(self, update: int, state: TrainingState) -> None:
-        policies = _policies(self._algorithm, state)
+        policies = _policies(self._algorithm, state, self._units)
         origin = {
             name: self._run.config[name]
             for name in ("environment", "training", "dataset", "versions", "machine", "created")
@@ -151,7 +154,7 @@ class Milestones:
         try:
             with self._display.evaluating() as on_progress, self._stop.skippable():
                 results = self._evaluator.evaluate(
-                    _policies(self._algorithm, state),
+                    _policies(self._algorithm, state, self._units),
                     self._members,
                     budgets=self._job.budgets,
                     episodes=self._job.episodes,
@@ -185,7 +188,7 @@ def restore_policies(run: Run, update: int) -> tuple[AbstractPolicy, tuple[Membe
     members = members_of(run.config["tasks"], run.config["seeds"])
     like = _skeleton(algorithm, Spec(**run.config["spec"]), members)
     state, _ = checkpoint.restore(run.checkpoints, like, update)
-    return _policies(algorithm, state), members
+    return _policies(algorithm, state, Units.parse(run.config.get("units"))), members
 
 
 def _skeleton(
@@ -195,10 +198,12 @@ def _skeleton(
     return eqx.filter_eval_shape(lambda: initial_state(algorithm, spec, members))
 
 
-def _policies(algorithm: AbstractAlgorithm[Any], state: TrainingState) -> AbstractPolicy:
+def _policies(
+    algorithm: AbstractAlgorithm[Any], state: TrainingState, units: Units
+) -> AbstractPolicy:
     # Members may be spread over devices; one device acts for all of them.
     states = jax.device_put(state.algorithm, jax.devices()[0])
-    return eqx.filter_vmap(algorithm.policy)(states)
+    return in_units(eqx.filter_vmap(algorithm.policy)(states), units)
 
 
 def _mean(values: np.ndarray) -> float:

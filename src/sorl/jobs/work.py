@@ -116,7 +116,16 @@ def _work(
             ).handled()
         )
         milestones = Milestones(
-            run, algorithm, job, members, dataset.spec, recorder, evaluator, display, stop
+            run,
+            algorithm,
+            job,
+            members,
+            dataset.spec,
+            dataset.units,
+            recorder,
+            evaluator,
+            display,
+            stop,
         )
         begin = milestones.restore()
         display.begin(run.path, members, job.updates, 0 if begin is None else begin[0])

@@ -13,6 +13,7 @@ import numpy as np
 from sorl.choices import Choice
 from sorl.deployment.export.graphs import Contents, Graph, Outputs, candidates_of, scores_of
 from sorl.errors import InputError
+from sorl.units import Units
 
 OBSERVATIONS = 1000
 TOLERANCE = 1e-4
@@ -25,7 +26,9 @@ class Difference(NamedTuple):
 
     Attributes:
         best_of: how many candidates of every observation were tried.
-        actions: of one entry of an action.
+        actions: of one entry of an action; where actions have units, as a share of half of the
+            entry's range, or of a thousandth of its middle if that is more (float32 has no more
+            digits).
         scores: of one score, where it is larger than 1 as a share of it; None where nothing is
             scored.
     """
@@ -60,8 +63,9 @@ def compare(
     best_of = min(candidates, MAX_CANDIDATES)
     actions, scores = 0.0, 0.0
     for observation, noise in _inputs(contents, graph.steps, best_of):
-        found = run(graph, observation, noise)
+        answer = run(graph, observation, noise)
         exact = _in_jax(_candidates, contents.policy, graph, observation, noise)
+        found, wrong, away = _in_network_units(contents.policy.units, answer, exact)
         exact_scores = None
         if contents.scores(graph):
             verifier = contents.verifier
@@ -70,11 +74,10 @@ def compare(
             )
             difference = (found.scores - exact_scores) / np.maximum(np.abs(exact_scores), 1)
             scores = max(scores, _largest(difference))
-        away = np.abs(found.action[:, None] - found.candidates).max(axis=2)
         if graph.chooses:
             possible = may_be_chosen(contents.choice, found.candidates, exact_scores)
             away = np.where(possible, away, np.inf)
-        actions = max(actions, _largest(found.candidates - exact), _largest(away.min(axis=1)))
+        actions = max(actions, _largest(wrong), _largest(away.min(axis=1)))
     if max(actions, scores) > TOLERANCE:
         raise InputError(
             f"The export of {graph} differs from the policy by up to {actions:.1e} in actions and "
@@ -82,6 +85,27 @@ def compare(
             "format, and report this with the policy."
         )
     return Difference(best_of, actions, scores if contents.scores(graph) else None)
+
+
+def _in_network_units(
+    units: Units, answer: Outputs, exact: np.ndarray
+) -> tuple[Outputs, np.ndarray, np.ndarray]:
+    """The answer with candidates in [-1, 1], and two differences of what it was before.
+
+    Returns:
+        The answer; how far its candidates are from the exact ones, `[batch, candidates, size]`;
+        how far its action is from each of its candidates, `[batch, candidates]`.
+    """
+    between = answer.action[:, None] - answer.candidates
+    if not units.maps_actions:
+        return answer, answer.candidates - exact, np.abs(between).max(axis=2)
+    digits = np.maximum(units.half_width, 1e-3 * np.abs(units.middle))
+    digits = np.where(digits > 0, digits, 1)
+    wrong = (answer.candidates - units.to_user_arrays(exact)) / digits
+    # A constant entry says nothing of what the network gave there, which the critic reads.
+    back = np.where(units.half_width > 0, units.network_actions(answer.candidates), exact)
+    found = answer._replace(candidates=back.astype(np.float32))
+    return found, wrong, np.abs(between / digits).max(axis=2)
 
 
 def may_be_chosen(choice: Choice, candidates: np.ndarray, scores: np.ndarray | None) -> np.ndarray:

@@ -18,11 +18,14 @@ from sorl.deployment.policy import Policy
 from sorl.errors import InputError
 from sorl.inference import Strategy, servable_budgets
 from sorl.types import Budget
+from sorl.units import USUAL
 from sorl.verifiers import OWN, Verifier
 
 Format = Literal["onnx", "stablehlo", "numpy"]
 
 FORMAT = 1
+# Whatever runs an earlier format might not know that actions have units of their own.
+FORMAT_WITH_UNITS = 2
 MANIFEST = "export.json"
 
 
@@ -90,7 +93,7 @@ def export(
     with files.explained("write", out), files.new_folder(out) as folder:
         module.write(folder, contents)
         manifest: dict[str, Any] = {
-            "format": FORMAT,
+            "format": FORMAT if policy.units == USUAL else FORMAT_WITH_UNITS,
             "kind": format,
             "sorl": sorl.__version__,
             "algorithm": algorithms.describe(policy.algorithm),
@@ -99,6 +102,7 @@ def export(
             "update": policy.update,
             "verifier": str(verifier),
             "choice": str(contents.choice),
+            **({} if policy.units == USUAL else {"units": policy.units.describe()}),
             "files": {path.name: _described(path) for path in sorted(folder.iterdir())},
         }
         files.write_json(folder / MANIFEST, manifest)

@@ -5,6 +5,8 @@
 
 Both take `observation` [batch, observation_size] and `noise` [batch, candidates, *noise_shape],
 standard normal numbers, which the caller draws: so every format computes the same plain function.
+Observations, actions and candidates are in the user's units: what standardises observations and
+stretches actions is part of the graph.
 """
 
 from __future__ import annotations
@@ -86,7 +88,7 @@ class Outputs(NamedTuple):
     """What a graph answers: arrays of JAX, or of NumPy from what runs without it.
 
     Attributes:
-        action: in [-1, 1], `[batch, action_size]`.
+        action: in the user's units, `[batch, action_size]`, like the candidates.
         candidates: in the order of their noise, `[batch, candidates, action_size]`.
         scores: of each candidate, `[batch, candidates]`, higher is better; None where nothing is
             scored.
@@ -103,10 +105,10 @@ def candidates_of(
     observation: Float[Array, "batch observation_size"],
     noise: Float[Array, "batch candidates *noise_shape"],
 ) -> Float[Array, "batch candidates action_size"]:
-    """The actions that noise becomes."""
-    return _over_candidates(lambda s, z: policy.from_noise(s, z, steps=graph.steps))(
-        observation, noise
-    )
+    """The actions in [-1, 1] that noise becomes, for observations in the user's units."""
+    return _over_candidates(
+        lambda s, z: policy.from_noise(policy.units.to_network(s), z, steps=graph.steps)
+    )(observation, noise)
 
 
 def scores_of(
@@ -116,10 +118,10 @@ def scores_of(
     observation: Float[Array, "batch observation_size"],
     candidates: Float[Array, "batch candidates action_size"],
 ) -> Float[Array, "batch candidates"]:
-    """The score of every candidate."""
-    return _over_candidates(lambda s, a: verifier.score(policy, s, a, steps=graph.steps))(
-        observation, candidates
-    )
+    """The score of every candidate in [-1, 1], for observations in the user's units."""
+    return _over_candidates(
+        lambda s, a: verifier.score(policy, policy.units.to_network(s), a, steps=graph.steps)
+    )(observation, candidates)
 
 
 def decide(
@@ -132,7 +134,9 @@ def decide(
 ) -> Outputs:
     """The graph in JAX: what `sorl.inference.act` does, from given noise."""
     candidates = candidates_of(policy, graph, observation, noise)
+    in_user_units = _over_candidates(lambda _, action: policy.units.to_user(action))
     if not graph.chooses:
+        candidates = in_user_units(observation, candidates)
         return Outputs(candidates[:, 0], candidates, None)
     scores = None
     if choice.reads_scores:
@@ -147,7 +151,8 @@ def decide(
         return actions[choice.choose(actions, scores, key=unread)]
 
     given = jnp.zeros(candidates.shape[:2]) if scores is None else scores
-    return Outputs(jax.vmap(chosen)(candidates, given), candidates, scores)
+    actions = jax.vmap(policy.units.to_user)(jax.vmap(chosen)(candidates, given))
+    return Outputs(actions, in_user_units(observation, candidates), scores)
 
 
 def _over_candidates(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:

@@ -21,6 +21,7 @@ from sorl.deployment.export import numpy_policy
 from sorl.deployment.export.array_program import ArrayProgram
 from sorl.deployment.export.graphs import Contents, Graph, Outputs
 from sorl.deployment.export.tracing import Tracer
+from sorl.units import Units
 
 
 def write(folder: Path, contents: Contents) -> None:
@@ -51,6 +52,8 @@ def write(folder: Path, contents: Contents) -> None:
         "best_of": contents.default.best_of,
         "choice": str(contents.choice),
     }
+    if contents.policy.units.maps_actions:
+        head["units"] = action_map(contents.policy.units)
     lines = [f"{json.dumps(name)}: {json.dumps(value)}," for name, value in head.items()]
     body = ",\n".join(texts)
     text = "\n".join(["{", *lines, f'"programs": [\n{body}', "]}", ""])
@@ -72,6 +75,16 @@ def load(folder: Path) -> Callable[[Graph, np.ndarray, np.ndarray], Outputs]:
 def file_name(graph: Graph) -> str:
     """Name of the file that a graph is in."""
     return "programs.json"
+
+
+def action_map(units: Units) -> dict[str, list[float]]:
+    """From actions in [-1, 1] to the user's: clip(middle + half_width · action, low, high)."""
+    return {
+        "middle": units.middle.tolist(),
+        "half_width": units.half_width.tolist(),
+        "low": list(units.action_low),
+        "high": list(units.action_high),
+    }
 
 
 def _text(program: ArrayProgram | None) -> str:

@@ -22,8 +22,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-FORMAT = 1
+FORMATS = (1, 2)  # 2: actions have units of their own
 MAX_HEADER_BYTES = 100_000_000
+_UNITS = ("middle", "half_width", "low", "high")
 _DTYPES = {"F32": np.dtype("<f4"), "BOOL": np.dtype(bool)}
 
 
@@ -62,10 +63,10 @@ class Policy:
         """
         folder = Path(folder)
         manifest = _json(_read(folder / "export.json"), folder / "export.json")
-        if manifest.get("format") != FORMAT or manifest.get("kind") != "numpy":
+        if manifest.get("format") not in FORMATS or manifest.get("kind") != "numpy":
             raise ValueError(
                 f"{folder / 'export.json'} is of format {manifest.get('kind')!r} "
-                f"{manifest.get('format')!r} and this file reads 'numpy' {FORMAT}: use the "
+                f"{manifest.get('format')!r} and this file reads 'numpy' 1 and 2: use the "
                 "numpy_policy.py that came with it."
             )
         weights, programs = folder / "weights.safetensors", folder / "programs.json"
@@ -89,6 +90,12 @@ class Policy:
             self._default = int(description["steps"]), int(description["best_of"])
             self.choice = str(description["choice"])
             self._kept = _kept(self.choice)
+            self._units = {
+                name: np.asarray(description["units"][name], np.float32)
+                for name in (_UNITS if manifest["format"] == 2 and "units" in description else ())
+            }
+            if any(bound.shape != (self.action_size,) for bound in self._units.values()):
+                raise ValueError("the units have another size than the actions")
             self._programs: dict[int, _Step] = {}
             for entry in description["programs"]:
                 self._programs[int(entry["steps"])] = _Step(
@@ -126,7 +133,8 @@ class Policy:
                 seeded by the operating system.
 
         Returns:
-            float32 actions in [-1, 1], `[action_size]` or `[..., action_size]`.
+            float32 actions in the units that the policy was trained in, usually [-1, 1],
+            `[action_size]` or `[..., action_size]`.
 
         Raises:
             ValueError: the observation has another shape or is not finite, the steps were not
@@ -174,10 +182,19 @@ class Policy:
             actions = candidates(repeated, noise.reshape(count * best_of, *shape))
             grouped = actions.reshape(count, best_of, self.action_size)
             if best_of == 1:
-                return Decision(actions, grouped, None)
+                grouped = self._in_units(grouped)
+                return Decision(grouped[:, 0], grouped, None)
             scores = None if score is None else score(repeated, actions).reshape(count, best_of)
         chosen = self._chosen(grouped, scores)
+        grouped = self._in_units(grouped)
         return Decision(grouped[np.arange(count), chosen], grouped, scores)
+
+    def _in_units(self, actions: np.ndarray) -> np.ndarray:
+        """Actions in [-1, 1], among which the choice is made, as the caller wants them."""
+        if not self._units:
+            return actions
+        middle, half_width, low, high = (self._units[name] for name in _UNITS)
+        return np.clip(middle + half_width * actions, low, high)
 
     def _chosen(self, candidates: np.ndarray, scores: Any) -> np.ndarray:
         """The place of the chosen candidate in every row; ties go to the first."""

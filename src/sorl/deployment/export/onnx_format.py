@@ -18,6 +18,7 @@ from sorl.deployment.export.array_program import ROWS, ArrayProgram, Operand, Sh
 from sorl.deployment.export.graphs import Contents, Graph, Outputs
 from sorl.deployment.export.tracing import Tracer
 from sorl.errors import InputError
+from sorl.units import Units
 
 try:
     import onnx
@@ -114,8 +115,11 @@ def _model(tracer: Tracer, contents: Contents, graph: Graph) -> onnx.ModelProto:
     writer.node("Shape", ["noise"], "leading", start=0, end=2)
     writer.node("ReduceProd", ["leading"], ROWS, keepdims=1)
     writer.reshape("noise", (ROWS, *shape), "noise_rows")
+    units = contents.policy.units
     if not graph.chooses:
-        writer.program(candidates, {"noise": "noise_rows"}, "action")
+        target = "network_action" if units.maps_actions else "action"
+        writer.program(candidates, {"noise": "noise_rows"}, target)
+        _stretch(writer, units, target, "action")
     else:
         size = writer.integers([spec.observation_size])
         writer.node("Unsqueeze", ["observation", writer.integers([1])], "observation_once")
@@ -129,8 +133,10 @@ def _model(tracer: Tracer, contents: Contents, graph: Graph) -> onnx.ModelProto:
             writer.node("Reshape", ["score_rows", "leading"], "scores")
         size = writer.integers([spec.action_size])
         writer.node("Concat", ["leading", size], "candidates_shape", axis=0)
-        writer.node("Reshape", ["action_rows", "candidates_shape"], "candidates")
-        _choose(writer, contents.choice)
+        target = "network_candidates" if units.maps_actions else "candidates"
+        writer.node("Reshape", ["action_rows", "candidates_shape"], target)
+        _choose(writer, contents.choice, target)
+        _stretch(writer, units, target, "candidates")
         writer.node("GatherND", ["candidates", "chosen"], "action", batch_dims=1)
 
     inputs, outputs = (
@@ -149,14 +155,28 @@ def _model(tracer: Tracer, contents: Contents, graph: Graph) -> onnx.ModelProto:
     )
 
 
-def _choose(writer: _Writer, choice: Choice) -> None:
+def _stretch(writer: _Writer, units: Units, actions: str, output: str) -> None:
+    """From actions in [-1, 1] to the user's, where they differ."""
+    if not units.maps_actions:
+        return
+    low, high = (np.asarray(bound, np.float32) for bound in (units.action_low, units.action_high))
+    half_width = writer.array("units half_width", units.half_width)
+    middle = writer.array("units middle", units.middle)
+    writer.node("Mul", [actions, half_width], f"{output} stretched")
+    writer.node("Add", [f"{output} stretched", middle], f"{output} moved")
+    bounds = writer.array("units low", low), writer.array("units high", high)
+    writer.node("Max", [f"{output} moved", bounds[0]], f"{output} bounded")
+    writer.node("Min", [f"{output} bounded", bounds[1]], output)
+
+
+def _choose(writer: _Writer, choice: Choice, candidates: str) -> None:
     """From `candidates` and `scores` to `chosen`, as `Choice.choose` does; ties go to the first."""
     if choice.rule == "best":
         writer.node("ArgMax", ["scores"], "chosen", axis=1, keepdims=1)
         return
     first, second, third = (writer.integers([axis]) for axis in (1, 2, 3))
-    writer.node("Unsqueeze", ["candidates", second], "these")
-    writer.node("Unsqueeze", ["candidates", first], "others")
+    writer.node("Unsqueeze", [candidates, second], "these")
+    writer.node("Unsqueeze", [candidates, first], "others")
     writer.node("Sub", ["these", "others"], "between")
     writer.node("Mul", ["between", "between"], "squares")
     writer.node("ReduceSum", ["squares", third], "squared_distances", keepdims=0)
@@ -196,6 +216,10 @@ class _Writer:
     def number(self, value: float) -> str:
         """The name of a float32 number."""
         return self._define(f"number {value!r}", np.asarray(value, np.float32))
+
+    def array(self, name: str, array: np.ndarray) -> str:
+        """The name of an array."""
+        return self._define(name, array)
 
     def reshape(self, name: str, shape: Shape, output: str) -> None:
         """Reshape to a shape that may have `ROWS` in it."""

@@ -55,19 +55,21 @@ class Tracer:
             self._of_policy.setdefault(leaves.to_host(leaf).tobytes(), []).append(name)
 
     def candidates(self, *, steps: int) -> ArrayProgram:
-        """From `observation` and `noise` of many rows to their actions.
+        """From `observation`, in the user's units, and `noise` of many rows to actions in [-1, 1].
 
         Raises:
             InputError: the policy does what an array program cannot express.
         """
         return self._trace(
-            lambda observation, noise: self._policy.from_noise(observation, noise, steps=steps),
+            lambda observation, noise: self._policy.from_noise(
+                self._policy.units.to_network(observation), noise, steps=steps
+            ),
             observation=(self._spec.observation_size,),
             noise=self._policy.noise_shape(steps),
         )
 
     def score(self, verifier: Verifier, *, steps: int) -> ArrayProgram:
-        """From `observation` and `action` of many rows to their scores.
+        """From `observation`, in the user's units, and `action` in [-1, 1] to scores.
 
         Raises:
             InputError: the policy does what an array program cannot express.
@@ -75,7 +77,9 @@ class Tracer:
         policy = self._policy
         assert isinstance(policy, AbstractScoredPolicy)
         return self._trace(
-            lambda observation, action: verifier.score(policy, observation, action, steps=steps),
+            lambda observation, action: verifier.score(
+                policy, policy.units.to_network(observation), action, steps=steps
+            ),
             observation=(self._spec.observation_size,),
             action=(self._spec.action_size,),
         )

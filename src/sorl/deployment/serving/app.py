@@ -281,6 +281,8 @@ def _described(batcher: Batcher, limits: Limits, max_body: int) -> dict[str, Any
         "hyperparameters": hyperparameters,
         "observation_size": policy.spec.observation_size,
         "action_size": policy.spec.action_size,
+        "action_low": list(policy.units.action_low) or [-1.0] * policy.spec.action_size,
+        "action_high": list(policy.units.action_high) or [1.0] * policy.spec.action_size,
         "task": policy.member.task,
         "seed": policy.member.seed,
         "update": policy.update,

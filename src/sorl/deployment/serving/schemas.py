@@ -70,7 +70,9 @@ class Information(BaseModel):
 class Answer(BaseModel):
     """Actions and what they cost."""
 
-    actions: list[list[float]] = Field(description="One action, in [-1, 1], per observation.")
+    actions: list[list[float]] = Field(
+        description="One action per observation, within action_low and action_high of GET /policy."
+    )
     budget: SpentBudget = Field(description="What was spent on each observation.")
     seed: int = Field(description="With the same seed the same request gives the same actions.")
     update: int = Field(description="After how many updates the policy was saved.")
@@ -104,6 +106,8 @@ class Served(BaseModel):
     hyperparameters: dict[str, Any]
     observation_size: int
     action_size: int
+    action_low: list[float] = Field(description="The least value of each entry of an action.")
+    action_high: list[float] = Field(description="The largest.")
     task: int
     seed: int = Field(description="Seed of the training.")
     update: int

@@ -1,0 +1,175 @@
+"""Columns of a log: arrays by what they mean, converted and checked where they enter.
+
+observations        s, [rows, ...], or one row more in a whole episode: its last observation
+actions             a, [rows, ...]
+rewards             r of (s, a), [rows]
+terminations        the task is over, nothing comes after: not bootstrapped, [rows]
+truncations         the log stops here, the task went on, [rows]
+next_observations   s', [rows, ...]
+episodes            a label that changes where an episode ends, [rows]
+steps               a count within the episode that rises by one, [rows]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sorl.data.checks import check_finite
+from sorl.errors import InputError
+
+ROLES = (
+    "observations",
+    "actions",
+    "rewards",
+    "terminations",
+    "truncations",
+    "next_observations",
+    "episodes",
+    "steps",
+)
+NEEDED = ("observations", "actions")
+
+
+class Columns(NamedTuple):
+    """One stretch of a log; None where a column is not logged.
+
+    Attributes:
+        observations: float32 `[rows, size]`, one row more where the last observation is known.
+        actions: float32 `[rows, size]`, in the user's units.
+        rewards: float32 `[rows]`.
+        terminations: bool `[rows]`.
+        truncations: bool `[rows]`.
+        next_observations: float32 `[rows, size]`.
+        episodes: `[rows]`, whatever can be compared.
+        steps: `[rows]`, whole numbers.
+        whole: whether the stretch is exactly one episode; then it ends at its last row alone.
+    """
+
+    observations: np.ndarray
+    actions: np.ndarray
+    rewards: np.ndarray | None = None
+    terminations: np.ndarray | None = None
+    truncations: np.ndarray | None = None
+    next_observations: np.ndarray | None = None
+    episodes: np.ndarray | None = None
+    steps: np.ndarray | None = None
+    whole: bool = False
+
+
+def columns_of(source: str, arrays: Mapping[str, Any], *, whole: bool = False) -> Columns:
+    """Convert and check arrays by their role.
+
+    Args:
+        source: file or origin that messages begin with.
+        arrays: by role; `terminations` and `truncations` of a whole episode may be one truth value
+            about its last step.
+        whole: whether this is exactly one episode.
+
+    Raises:
+        InputError: an unknown role, a missing one, arrays of other types or lengths, a number
+            that is not finite.
+    """
+    for role in arrays:
+        if role not in ROLES:
+            raise InputError(f"{source}: there is no role {role!r}: use {', '.join(ROLES)}.")
+    for role in NEEDED:
+        if role not in arrays:
+            raise InputError(f"{source}: {role} are missing; there are {', '.join(arrays)}.")
+    actions = matrix(source, "actions", arrays["actions"])
+    rows = len(actions)
+    if rows == 0:
+        raise InputError(f"{source}: there are no rows.")
+    found: dict[str, Any] = {"actions": actions}
+    for role in ("observations", "next_observations"):
+        if role in arrays:
+            found[role] = matrix(source, role, arrays[role])
+    if "rewards" in arrays:
+        found["rewards"] = _vector(source, "rewards", arrays["rewards"])
+    for role in ("terminations", "truncations"):
+        if role in arrays:
+            found[role] = _flags(source, role, arrays[role], rows if whole else None)
+    for role in ("episodes", "steps"):
+        if role in arrays:
+            found[role] = _labels(source, role, arrays[role])
+    for role, array in found.items():
+        longer = whole and role == "observations" and len(array) == rows + 1
+        if len(array) != rows and not longer:
+            raise InputError(
+                f"{source}: there are {len(array)} rows of {role} and {rows} of actions."
+            )
+    following = found.get("next_observations")
+    if following is not None and following.shape[1:] != found["observations"].shape[1:]:
+        raise InputError(
+            f"{source}: next_observations have {following.shape[1]} entries and observations "
+            f"{found['observations'].shape[1]}."
+        )
+    return Columns(**found, whole=whole)
+
+
+def matrix(source: str, name: str, values: Any) -> np.ndarray:
+    """Numbers as float32 `[rows, size]`; further axes are flattened.
+
+    Raises:
+        InputError: no numbers, no rows, images, or a number that is not finite in float32.
+    """
+    array = _array(source, name, values)
+    if array.ndim == 0:
+        raise InputError(f"{source}: {name} are one number, but must have rows.")
+    if array.dtype == np.uint8 and array.ndim > 2:
+        raise InputError(
+            f"{source}: {name} are {array.dtype} of shape {array.shape}, which looks like images; "
+            "sorl reads states, so leave them out of the key mapping."
+        )
+    with np.errstate(over="ignore"):
+        converted = array.reshape(len(array), -1 if array.size else 0).astype(np.float32)
+    return check_finite(source, name, converted)
+
+
+def _vector(source: str, name: str, values: Any) -> np.ndarray:
+    return _one_column(source, name, matrix(source, name, values))
+
+
+def _flags(source: str, name: str, values: Any, rows: int | None) -> np.ndarray:
+    array = _array(source, name, values)
+    if array.ndim == 0 and rows is not None:
+        array = np.append(np.zeros(rows - 1, array.dtype), array)
+    flags = _one_column(source, name, array.reshape(len(array) if array.ndim else 1, -1))
+    (bad,) = np.nonzero((flags != 0) & (flags != 1))
+    if bad.size:
+        raise InputError(f"{source}: {name}, row {bad[0]}: {flags[bad[0]]} is neither 0 nor 1.")
+    return flags != 0
+
+
+def _labels(source: str, name: str, values: Any) -> np.ndarray:
+    return _one_column(source, name, matrix_of_any(source, name, values))
+
+
+def matrix_of_any(source: str, name: str, values: Any) -> np.ndarray:
+    """Numbers in their own type, `[rows, size]`.
+
+    Raises:
+        InputError: no numbers, or one that is not finite.
+    """
+    array = _array(source, name, values)
+    return check_finite(source, name, array.reshape(len(array) if array.ndim else 1, -1))
+
+
+def _one_column(source: str, name: str, array: np.ndarray) -> np.ndarray:
+    if array.shape[1:] != (1,):
+        raise InputError(
+            f"{source}: {name} have {array.shape[1]} entries a row, but must have one."
+        )
+    return array[:, 0]
+
+
+def _array(source: str, name: str, values: Any) -> np.ndarray:
+    try:
+        array = np.asarray(values)
+    except (ValueError, TypeError):
+        raise InputError(f"{source}: {name} are not one rectangular array of numbers.") from None
+    if array.dtype.kind not in "fiub":
+        raise InputError(f"{source}: {name} are {array.dtype}, but must be numbers.")
+    return array

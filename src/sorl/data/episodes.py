@@ -1,0 +1,178 @@
+"""From columns of a log to rows as they are stored: every episode with its last observation.
+
+An episode of T transitions has T + 1 rows (see `sorl.data.dataset`). Logs seldom have the last row:
+
+* where the observation after the last step is known (the next observation, or one row more in a
+  whole episode), it becomes the last row;
+* where the last step terminates, its observation is repeated: nothing is bootstrapped from it;
+* elsewhere the last step has no successor that could be learnt from, and is lost.
+
+Masks are 0 at terminations alone; an episode ends at terminations and at truncations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+
+from sorl.data.columns import Columns
+from sorl.errors import InputError
+
+RewardRule = Literal["logged", "success-at-end", "zeros"]
+"""Where rewards come from: the log; 1 at the last step of every episode that terminates, else 0;
+or 0 everywhere, for imitation.
+
+A log that knows neither terminations nor truncations holds demonstrations: by `success-at-end` all
+of its episodes succeed.
+"""
+
+
+class Logged(NamedTuple):
+    """Rows as they are stored, in the user's units, and what became of the log.
+
+    Attributes:
+        observations: float32 `[rows, observation_size]`.
+        actions: float32 `[rows, action_size]`.
+        rewards: float32 `[rows]`.
+        masks: bool `[rows]`, false at terminations.
+        ends: bool `[rows]`, true on the last row of each episode.
+        terminated: number of episodes that end by a termination.
+        without_successor: last steps that were lost, because nobody knows what came after.
+        seams: places inside an episode where the next observation, or the count of steps, does not
+            go on; an episode was cut there and nothing was lost.
+        too_short: episodes left out, because nothing was left of them.
+    """
+
+    observations: np.ndarray
+    actions: np.ndarray
+    rewards: np.ndarray
+    masks: np.ndarray
+    ends: np.ndarray
+    terminated: int
+    without_successor: int
+    seams: int
+    too_short: int
+
+
+def assemble(stretches: Iterable[Columns], *, rewards: RewardRule, source: str) -> Logged:
+    """Put stretches of a log one after the other.
+
+    Args:
+        stretches: at least one, all of the same sizes.
+        rewards: where rewards come from.
+        source: file or origin that messages begin with.
+
+    Raises:
+        InputError: nothing is there, or nothing that could be learnt from; sizes differ; or there
+            are no rewards and no rule for them.
+    """
+    if rewards not in get_args(RewardRule):
+        raise InputError(
+            f"There are no rewards {rewards!r}: use {', '.join(get_args(RewardRule))}."
+        )
+    parts = []
+    for columns in stretches:
+        if rewards == "logged" and columns.rewards is None:
+            raise InputError(
+                f"{source}: there are no rewards. Name the column that holds them, or choose "
+                "rewards success-at-end (1 at the end of episodes that terminate, else 0) or "
+                "zeros (for imitation by bc)."
+            )
+        parts.append(_rows_of(columns, rewards))
+        first = parts[0]
+        for what in ("observations", "actions"):
+            sizes = [getattr(part, what).shape[1] for part in (first, parts[-1])]
+            if sizes[0] != sizes[1]:
+                raise InputError(
+                    f"{source}: {what} have {sizes[0]} entries in the beginning and {sizes[1]} in "
+                    f"part {len(parts)}; import sets of different sizes apart."
+                )
+    if not parts:
+        raise InputError(f"{source}: there are no episodes.")
+    joined = Logged(
+        *(np.concatenate(arrays) for arrays in zip(*(part[:5] for part in parts), strict=True)),
+        *(sum(counts) for counts in zip(*(part[5:] for part in parts), strict=True)),
+    )
+    if not len(joined.ends):
+        raise InputError(
+            f"{source}: no transition is left, since every episode has a single step whose "
+            "successor is not logged; give the next observations too."
+        )
+    return joined
+
+
+def _rows_of(columns: Columns, rule: RewardRule) -> Logged:
+    count = len(columns.actions)
+    observations = columns.observations[:count]
+    terminated = np.zeros(count, bool)
+    if columns.terminations is not None:
+        terminated |= columns.terminations
+    ends, seams = _ends(columns, terminated)
+    if rule == "success-at-end" and columns.terminations is None and columns.truncations is None:
+        terminated |= ends
+
+    following = observations.copy()
+    known = ends & terminated
+    if columns.next_observations is not None:
+        following, known = columns.next_observations, ends
+    elif len(columns.observations) > count:
+        following[-1], known[-1] = columns.observations[count], True
+
+    # Every row goes to its place; behind the ends whose successor is known one more is put.
+    place = np.arange(count) + np.cumsum(known) - known
+    after = place[known] + 1
+    total = count + int(known.sum())
+    source_row = np.empty(total, np.intp)
+    source_row[place], source_row[after] = np.arange(count), np.flatnonzero(known)
+    rows = observations[source_row]
+    rows[after] = following[known]
+    rewards, masks, last = np.zeros(total, np.float32), np.ones(total, bool), np.zeros(total, bool)
+    rewards[place] = _rewards(columns, rule, terminated & ends)
+    masks[place] = ~terminated
+    last[place[ends & ~known]] = True
+    masks[last] = True  # no transition starts there
+    last[after] = True
+
+    lengths = np.diff(np.flatnonzero(last), prepend=-1)
+    kept = np.repeat(lengths > 1, lengths)
+    return Logged(
+        rows[kept],
+        columns.actions[source_row][kept],
+        rewards[kept],
+        masks[kept],
+        last[kept],
+        terminated=int((ends & terminated).sum()),
+        without_successor=int((ends & ~known).sum()),
+        seams=seams,
+        too_short=int((lengths == 1).sum()),
+    )
+
+
+def _ends(columns: Columns, terminated: np.ndarray) -> tuple[np.ndarray, int]:
+    """True on the last step of each episode, and how many of them are seams."""
+    ends = np.zeros(len(terminated), bool)
+    ends[-1] = True
+    if not columns.whole:
+        ends |= terminated
+        if columns.truncations is not None:
+            ends |= columns.truncations
+    if columns.episodes is not None:
+        ends[:-1] |= columns.episodes[1:] != columns.episodes[:-1]
+    stated = ends.copy()
+    if columns.steps is not None:
+        ends[:-1] |= columns.steps[1:] != columns.steps[:-1] + 1
+    if columns.next_observations is not None:
+        after = columns.observations[1 : len(ends)]
+        ends[:-1] |= (columns.next_observations[:-1] != after).any(axis=1)
+    return ends, int((ends & ~stated).sum())
+
+
+def _rewards(columns: Columns, rule: RewardRule, succeeded: np.ndarray) -> np.ndarray:
+    if rule == "zeros":
+        return np.zeros(len(succeeded), np.float32)
+    if rule == "success-at-end":
+        return succeeded.astype(np.float32)
+    assert columns.rewards is not None
+    return columns.rewards

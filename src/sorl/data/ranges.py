@@ -1,0 +1,72 @@
+"""Units learnt from data: the range of every action entry, the statistics of observations."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from sorl.data.checks import ACTION_TOLERANCE
+from sorl.errors import InputError
+from sorl.units import Units
+
+
+def learn_units(
+    observations: np.ndarray,
+    actions: np.ndarray,
+    *,
+    action_low: npt.ArrayLike | None = None,
+    action_high: npt.ArrayLike | None = None,
+    standardize: bool = False,
+    source: str = "data",
+) -> Units:
+    """The units in which actions fill [-1, 1] and observations, if asked for, have unit variance.
+
+    Args:
+        observations: `[rows, observation_size]`, finite.
+        actions: `[rows, action_size]`, finite, in the user's units.
+        action_low: least value of every action entry, one number for all or one for each; without
+            it the least in the data.
+        action_high: largest value likewise.
+        standardize: whether observations are to be standardised by their mean and standard
+            deviation; a constant entry becomes 0.
+        source: file or origin that messages begin with.
+
+    Raises:
+        InputError: bounds of the wrong number, or actions outside them.
+    """
+    size = actions.shape[1]
+    low = _bound(source, "action_low", action_low, actions.min(axis=0), size)
+    high = _bound(source, "action_high", action_high, actions.max(axis=0), size)
+    margin = ACTION_TOLERANCE * np.maximum((high - low) / 2, 0)
+    outside = (actions < low - margin) | (actions > high + margin)
+    if outside.any():
+        row, column = (int(i) for i in np.argwhere(outside)[0])
+        raise InputError(
+            f"{source}: actions, row {row}, column {column}: {actions[row, column]:g} is outside "
+            f"the given range [{low[column]:g}, {high[column]:g}]; widen it, or leave it out to "
+            "learn it."
+        )
+    usual = (low == -1).all() and (high == 1).all()
+    statistics = {}
+    if standardize:
+        spread = observations.std(axis=0, dtype=np.float64)
+        varies = observations.min(axis=0) != observations.max(axis=0)
+        statistics = {
+            "observation_mean": tuple(observations.mean(axis=0, dtype=np.float64)),
+            "observation_scale": tuple(np.where(varies & (spread > 0), spread, 1.0)),
+        }
+    return Units(() if usual else tuple(low), () if usual else tuple(high), **statistics)
+
+
+def _bound(
+    source: str, name: str, given: npt.ArrayLike | None, learnt: np.ndarray, size: int
+) -> np.ndarray:
+    if given is None:
+        return learnt.astype(np.float32)
+    bound = np.atleast_1d(np.asarray(given, np.float32))
+    if bound.shape not in ((1,), (size,)) or not np.isfinite(bound).all():
+        raise InputError(
+            f"{source}: {name} has {bound.size} number(s): give one for all of the {size} action "
+            "entries, or one for each, all finite."
+        )
+    return np.broadcast_to(bound, (size,)).astype(np.float32)
