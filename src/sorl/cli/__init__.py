@@ -20,6 +20,7 @@ from sorl.errors import InputError, WorkerError
 
 COMMANDS = {
     "generate": "make an OGBench data set from scripted experts, without a download",
+    "import": "make a data set of your own logs: npz, HDF5, Parquet, CSV",
     "train": "train an algorithm on logged data, all tasks and seeds together",
     "tune": "train at every point of a small grid of hyperparameters and compare them",
     "compare": "train several algorithms on the same data and compare them",
@@ -32,6 +33,8 @@ COMMANDS = {
     "serve": "answer requests for actions over HTTP",
     "info": "describe a run, a policy or a data file",
 }
+
+_MODULES = {"import": "import_data"}  # import is a keyword
 
 _EXAMPLE = """\
   sorl generate cube-single-play-v0 --out data
@@ -69,7 +72,7 @@ def run(arguments: Sequence[str]) -> int:
         platform.prepare()
     try:
         with _plain_warnings(name):
-            importlib.import_module(f"sorl.cli.{name}").run(list(arguments[1:]))
+            importlib.import_module(f"sorl.cli.{_MODULES.get(name, name)}").run(list(arguments[1:]))
     except SystemExit as exit:  # tyro has printed its help or what it cannot parse
         return int(exit.code or 0)
     except InputError as error:

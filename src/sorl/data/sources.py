@@ -16,6 +16,7 @@ from sorl.data.archive import ArchiveReader
 from sorl.data.dataset import Dataset
 from sorl.data.download import download
 from sorl.data.names import EnvironmentName
+from sorl.data.origin import read_origin
 from sorl.data.relabel import Relabeller
 from sorl.errors import InputError
 
@@ -124,6 +125,10 @@ def _load_with_own_rewards(
     if name is not None:
         with Relabeller(name) as relabeller:
             relabeller.check_sizes(reader.path, observations, actions)
+    units = read_origin(reader).units
+    if observations.ndim == 2:  # else refused below
+        units.check_sizes(observations.shape[1], actions.shape[-1])
+        observations = units.network_observations(observations)
     return Dataset.from_arrays(
         observations,
         actions,
@@ -131,6 +136,7 @@ def _load_with_own_rewards(
         np.expand_dims(reader.read("rewards"), 0),
         np.expand_dims(reader.read("masks"), 0),
         tasks,
+        units=units,
         source=str(reader.path),
     )
 

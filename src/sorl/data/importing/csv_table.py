@@ -1,0 +1,103 @@
+"""CSV: a header line of names, one row a step; commas, semicolons or tabs between the cells.
+
+Truth values may be written 0 and 1, true and false. Only the columns that are asked for must hold
+numbers.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+
+from sorl.data.importing.log import Log, damaged_if_it_raises
+from sorl.errors import InputError
+
+_ROWS_AT_ONCE = 1 << 15
+_WORDS = {"true": "1", "false": "0"}
+
+
+@dataclasses.dataclass(frozen=True)
+class CsvLog(Log):
+    """A table as text.
+
+    Attributes:
+        delimiter: what stands between two cells.
+    """
+
+    delimiter: str = ","
+
+    def stretches(self, wanted: Sequence[str]) -> Iterator[Mapping[str, np.ndarray]]:
+        """One stretch: all rows."""
+        places = [list(self.keys).index(name) for name in wanted]
+        parts, cells, width = [], [], len(self.keys)
+        with damaged_if_it_raises(self.path), _opened(self.path) as file:
+            reader = csv.reader(file, delimiter=self.delimiter, strict=True)
+            next(reader)
+            for row in reader:
+                if not row:
+                    continue  # an empty line, as editors leave one at the end
+                if len(row) != width:
+                    raise InputError(
+                        f"{self.path}: line {reader.line_num} has {len(row)} cells where the "
+                        f"header has {width}; mend or remove the line."
+                    )
+                cells.append([row[place] for place in places])
+                if len(cells) == _ROWS_AT_ONCE:
+                    parts.append(self._numbers(cells, wanted, len(parts)))
+                    cells = []
+            parts.append(self._numbers(cells, wanted, len(parts)))
+        table = np.concatenate(parts)
+        yield {name: table[:, place] for place, name in enumerate(wanted)}
+
+    def _numbers(self, cells: list[list[str]], wanted: Sequence[str], part: int) -> np.ndarray:
+        if not cells:
+            return np.zeros((0, len(wanted)))
+        try:
+            return np.array(cells, np.float64)
+        except ValueError:
+            return np.array(
+                [
+                    [
+                        self._number(cell, name, part * _ROWS_AT_ONCE + row)
+                        for cell, name in zip(line, wanted, strict=True)
+                    ]
+                    for row, line in enumerate(cells)
+                ]
+            )
+
+    def _number(self, cell: str, name: str, row: int) -> float:
+        try:
+            return float(_WORDS.get(cell.strip().lower(), cell))
+        except ValueError:
+            raise InputError(
+                f"{self.path}: {name}, row {row}: {cell[:40]!r} is no number; mend or remove the "
+                "row."
+            ) from None
+
+
+def open_log(path: Path) -> CsvLog:
+    """Read the header.
+
+    Raises:
+        InputError: the file cannot be read, or its header is no line of different names.
+    """
+    with damaged_if_it_raises(path), _opened(path) as file:
+        line = file.readline()
+        delimiter = max(",;\t", key=line.count)
+        header = next(csv.reader([line], delimiter=delimiter, strict=True), [])
+    names = [name.strip() for name in header]
+    if not all(names) or len(set(names)) < len(names) or not names:
+        raise InputError(
+            f"{path}: the first line must be a header of different names, such as "
+            "observation_0,observation_1,action_0,reward,terminated,truncated."
+        )
+    return CsvLog(path, dict.fromkeys(names, ()), delimiter=delimiter)
+
+
+def _opened(path: Path) -> TextIO:
+    return path.open(encoding="utf-8-sig", newline="")

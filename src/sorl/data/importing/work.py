@@ -1,0 +1,214 @@
+"""Import: find the files, read them by their format, put episodes together, write, and report."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from sorl import files
+from sorl.data.archive import ArchiveReader
+from sorl.data.columns import Columns, columns_of, matrix
+from sorl.data.episodes import RewardRule, assemble
+from sorl.data.importing.keys import Mapped, assign, parse_keys
+from sorl.data.importing.log import Log
+from sorl.data.importing.writing import write_dataset
+from sorl.data.inspection import Inspection, inspect
+from sorl.data.origin import Origin, read_origin
+from sorl.data.ranges import learn_units
+from sorl.errors import InputError
+from sorl.units import Units
+
+_FORMATS = {
+    ".npz": "npz",
+    ".h5": "hdf5",
+    ".hdf5": "hdf5",
+    ".parquet": "parquet",
+    ".csv": "csv_table",
+    ".tsv": "csv_table",
+}
+
+
+class Imported(NamedTuple):
+    """What an import has made.
+
+    Attributes:
+        path: the data set.
+        report_path: the report as JSON.
+        origin: what the data set says of itself.
+        report: what is in it, and what looks wrong.
+    """
+
+    path: Path
+    report_path: Path
+    origin: Origin
+    report: Inspection
+
+
+def import_files(
+    paths: Sequence[Path | str],
+    out: Path | str,
+    *,
+    keys: Sequence[str] = (),
+    rewards: RewardRule = "logged",
+    action_low: npt.ArrayLike | None = None,
+    action_high: npt.ArrayLike | None = None,
+    standardize: bool = False,
+    like: Path | str | None = None,
+    overwrite: bool = False,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Imported:
+    """Import files of one log into `OUT.npz`, with a report in `OUT.report.json`.
+
+    Args:
+        paths: files, or folders whose files of one format are meant, in the order of their names.
+        out: name of the data set, with or without `.npz`.
+        keys: what arrays mean where their names do not tell, such as
+            `observations=obs/state,obs/goal`.
+        rewards: where rewards come from, see `sorl.data.episodes`.
+        action_low: as for `sorl.Dataset.from_episodes`.
+        action_high: likewise.
+        standardize: likewise.
+        like: a data set whose units are taken, so that both can be mixed; instead of the three
+            arguments before.
+        overwrite: replace a data set that is there.
+        on_progress: called with how many files are read and how many there are.
+
+    Raises:
+        InputError: a file that cannot be read or understood, data that cannot be used, or `out` is
+            there already. Nothing is written then.
+    """
+    out = Path(out).expanduser()
+    path = out if out.suffix == ".npz" else out.with_name(f"{out.name}.npz")
+    report_path = path.with_name(f"{path.stem}.report.json")
+    if os.path.exists(path) and not overwrite:
+        raise InputError(f"{path} is there already: choose another --out, or --overwrite it.")
+    if like is not None and (standardize or action_low is not None or action_high is not None):
+        raise InputError(
+            "A data set that units are taken from decides ranges and standardisation: leave them "
+            "out, or leave out --like."
+        )
+    units = None if like is None else _units_of(Path(like).expanduser())
+    given = parse_keys(keys)
+    found = _files(paths)
+    logs = [_open(file) for file in found]
+    mapped = [assign(log.path, log.keys, given) for log in logs]
+    source = str(found[0]) if len(found) == 1 else f"{found[0]} and {len(found) - 1} more"
+
+    def stretches() -> Iterator[Columns]:
+        for number, (log, names) in enumerate(zip(logs, mapped, strict=True)):
+            on_progress(number, len(logs))
+            yield from _columns(log, names)
+        on_progress(len(logs), len(logs))
+
+    logged = assemble(stretches(), rewards=rewards, source=source)
+    if units is None:
+        units = learn_units(
+            logged.observations,
+            logged.actions,
+            action_low=action_low,
+            action_high=action_high,
+            standardize=standardize,
+            source=source,
+        )
+    else:
+        units.check_sizes(logged.observations.shape[1], logged.actions.shape[1])
+        learn_units(
+            logged.observations,
+            logged.actions,
+            action_low=units.action_low or -1,
+            action_high=units.action_high or 1,
+            source=source,
+        )
+    origin = Origin(
+        units,
+        rewards,
+        {role: list(names) for role, names in mapped[0].items()},
+        tuple({"file": str(file), "bytes": file.stat().st_size} for file in found),
+    )
+    used = {name for names in mapped[0].values() for name in names}
+    report = inspect(logged, units, unused=[key for key in logs[0].keys if key not in used])
+    write_dataset(path, logged, origin)
+    files.write_json(report_path, {"data": path.name, "keys": origin.keys, **report.as_json()})
+    return Imported(path, report_path, origin, report)
+
+
+def _files(paths: Sequence[Path | str]) -> list[Path]:
+    found: list[Path] = []
+    for path in map(Path, paths):
+        path = path.expanduser()
+        if not path.is_dir():
+            found.append(path)
+            continue
+        inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in _FORMATS)
+        kinds = {_FORMATS[file.suffix.lower()] for file in inside}
+        if len(kinds) != 1:
+            what = "no file" if not kinds else "files of several kinds"
+            raise InputError(
+                f"{path}: this folder holds {what} of those that can be imported "
+                f"({', '.join(_FORMATS)}): name the files."
+            )
+        found += inside
+    if not found:
+        raise InputError("Name at least one file to import.")
+    for file in found:
+        if file.suffix.lower() not in _FORMATS:
+            raise InputError(
+                f"{file}: files named *{file.suffix} cannot be imported; use {', '.join(_FORMATS)}."
+            )
+        if not os.path.exists(file):
+            raise InputError(f"{file}: there is no such file.")
+    return found
+
+
+def _open(path: Path) -> Log:
+    module = importlib.import_module(f"sorl.data.importing.{_FORMATS[path.suffix.lower()]}")
+    return module.open_log(path)
+
+
+def _columns(log: Log, mapped: Mapped) -> Iterator[Columns]:
+    wanted = list(dict.fromkeys(name for names in mapped.values() for name in names))
+    for number, arrays in enumerate(log.stretches(wanted)):
+        source = f"{log.path}, episode {number}" if log.whole else str(log.path)
+        roles = {role: _joined(source, role, names, arrays) for role, names in mapped.items()}
+        yield _in_order(columns_of(source, roles, whole=log.whole))
+
+
+def _joined(
+    source: str, role: str, names: Sequence[str], arrays: Mapping[str, np.ndarray]
+) -> np.ndarray:
+    if len(names) == 1:
+        return arrays[names[0]]
+    if role not in ("observations", "next_observations", "actions"):
+        raise InputError(f"{source}: {role} are one array, not {', '.join(names)}.")
+    parts = [matrix(source, name, arrays[name]) for name in names]
+    lengths = {name: len(part) for name, part in zip(names, parts, strict=True)}
+    if len(set(lengths.values())) > 1:
+        told = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise InputError(f"{source}: the {role} have different numbers of rows: {told}.")
+    return np.concatenate(parts, axis=1)
+
+
+def _in_order(columns: Columns) -> Columns:
+    """Rows of a table by episode and step, where they stand in another order."""
+    if columns.episodes is None or columns.steps is None or columns.whole:
+        return columns
+    labels = columns.episodes
+    runs = 1 + int((labels[1:] != labels[:-1]).sum())
+    same = labels[1:] == labels[:-1]
+    if runs == len(np.unique(labels)) and (columns.steps[1:] > columns.steps[:-1])[same].all():
+        return columns
+    order = np.lexsort((columns.steps, labels))
+    return Columns(
+        *(None if array is None else array[order] for array in columns[:-1]),  # pyright: ignore[reportArgumentType]
+        whole=False,
+    )
+
+
+def _units_of(path: Path) -> Units:
+    return read_origin(ArchiveReader(path)).units
