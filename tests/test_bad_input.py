@@ -228,7 +228,7 @@ def test_best_of_needs_a_critic(
     refused: Callable[..., str], tiny_data: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    command = ("train", "tiny", "--data", tiny_data, "--out", out)
+    command = ("train", "tiny", "--data", tiny_data, "--fitted-q-updates", 0, "--out", out)
     sentence = refused(*command, "--budgets", "1x1", "1x8")
     assert "best of 8 candidates" in sentence
     assert "no critic" in sentence
@@ -249,6 +249,7 @@ def test_settings_and_data_of_a_run_stay_what_they_are(
     command = [
         *("train", "tiny", "--data", tiny_data, "--out", run, "--updates", 4, "--log-every", 1),
         *("--evaluate-every", 2, "--budgets", "1x1", "--seeds", 2, "--tensorboard", "False"),
+        *("--fitted-q-updates", 0),
     ]
     assert cli.run([str(word) for word in command]) == 0
     before = tree(run)

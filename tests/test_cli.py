@@ -255,9 +255,11 @@ def test_tasks_and_seeds_train_together_and_without_an_environment(
     assert [(row["task"], row["seed"]) for row in rows] == [(1, 0), (1, 1), (3, 0), (3, 1)]
 
     alone = tmp_path / "alone"
+    options = f"{options} --fitted-q-updates 2"
     assert run(["train", "tiny", "--data", tiny_data, *options.split(), "--out", alone]) == 0
     assert "Done." in capsys.readouterr().out
     assert Run.open(alone).evaluations() == []
+    assert np.isfinite(float(Run.open(alone).off_policy()[-1]["fitted_q/policy"]))
     assert [path.name for path in (alone / "policy").iterdir()] == ["task0-seed0"]
     assert run(["info", alone]) == 0
     assert f"tiny on {tiny_data}" in capsys.readouterr().out

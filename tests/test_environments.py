@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sorl.environments import VectorEnvironment, make_environment
+from sorl.environments import Sizes, VectorEnvironment, make_environment
 from sorl.errors import InputError, WorkerError
 
 REACH = "tiny_environments:Reach-v0"
@@ -73,7 +73,7 @@ def test_interleaved_slots_run_the_episodes_of_a_plain_loop() -> None:
     seeds = {0: reaching[0], 1: failing[0], 2: reaching[1]}
     expected = {slot: episodes[seed] for slot, seed in seeds.items()}
     with VectorEnvironment(REACH, slots=3, workers=2) as vector:
-        assert vector.sizes == (3, 2, 12)
+        assert vector.sizes == Sizes(3, 2, 12)
         for repetition in range(2):
             for slot, seed in seeds.items():
                 assert_same(vector.reset(slot, REACH, seed), expected[slot][0])

@@ -192,6 +192,7 @@ def tiny_job(data: Path, **changes: object) -> jobs.Job:
         "evaluate_every": 6,
         "budgets": (Budget(1, 1),),
         "checkpoint_seconds": 0.0,
+        "fitted_q_updates": 0,
         "tensorboard": False,
         **changes,
     }

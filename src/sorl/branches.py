@@ -175,6 +175,7 @@ def branch(
     ) as vector:
         actor = GroupActor(policy, member, Budget(budget.steps, 1), seed)
         actor.prepare(vector.sizes.observation_size, vector.sizes.action_size)
+        actor.check_range(vector.sizes)
         keeping = _Keeping(actor)
         run_rollouts(vector, [keeping], [name], episodes=states, on_episode=count)
         kept = [keeping.kept[episode] for episode in range(states)]

@@ -115,12 +115,26 @@ class Display:
             parts.append(f"{budget} {sum(values) / len(values):.0%}")
         self.say(f"update {update:,}: success {', '.join(parts)}")
 
+    def off_policy(self, update: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Print what the data say of the policies, means over all members."""
+        names = ("held_out/action_error", "fitted_q/policy", "fitted_q/data", "return/data")
+        means = {
+            name: sum(float(row[name]) for row in rows) / len(rows)
+            for name in names
+            if all(name in row for row in rows)
+        }
+        told = ", ".join(f"{name} {value:.4g}" for name, value in means.items())
+        self.say(f"update {update:,}: {told or 'nothing was held out'} (no environment)")
+
     def finish(self, run: Run) -> None:
         """Print the scores of the last evaluated update as a table."""
         self._progress.stop()
         rows = run.evaluations()
         if not rows:
-            self.say(f"Done. The policies are in {run.policies}.")
+            self.say(
+                f"Done. The policies are in {run.policies}; `sorl report {run.path}` tells what "
+                "the data say of them."
+            )
             return
         last = max(float(row["update"]) for row in rows)
         newest = [row for row in rows if row["update"] == last]

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from sorl.errors import InputError
+from sorl.own_environments import make_own
+from sorl.own_names import is_own
 
 if TYPE_CHECKING:
     import gymnasium
@@ -28,13 +30,17 @@ class Sizes(NamedTuple):
 
     Attributes:
         observation_size: entries of an observation.
-        action_size: entries of an action in [-1, 1].
+        action_size: entries of an action.
         max_episode_steps: steps after which an episode is cut off.
+        action_low: least value of each entry of an action; empty where it is -1.
+        action_high: largest value; empty where it is 1.
     """
 
     observation_size: int
     action_size: int
     max_episode_steps: int
+    action_low: tuple[float, ...] = ()
+    action_high: tuple[float, ...] = ()
 
 
 def _registered_id(environment_id: str) -> str:
@@ -67,7 +73,8 @@ def make_environment(
 
     Args:
         environment_id: an OGBench name such as `cube-single-play-singletask-task2-v0`, or any
-            gymnasium id, `module:Name-v0` included.
+            gymnasium id, `module:Name-v0` included; or `minari:NAME` or `gym:ID`, which act in
+            units of their own, see `sorl.own_environments`.
         max_episode_steps: cut episodes off after so many steps instead of the registered number.
         render_size: width and height in pixels; makes `render()` return RGB frames. Environments
             outside OGBench choose their own size.
@@ -83,6 +90,10 @@ def make_environment(
         options["max_episode_steps"] = max_episode_steps
     if render_size is not None:
         options["render_mode"] = "rgb_array"
+    if is_own(environment_id):
+        own: Any = make_own(environment_id, options)
+        _sizes_or_close(own, environment_id)
+        return own
     try:
         name = _registered_id(environment_id)
         specification = gymnasium.spec(name)
@@ -94,12 +105,16 @@ def make_environment(
             f"There is no environment {environment_id!r}: give an OGBench name such as "
             f"cube-single-play-singletask-task2-v0, or a registered gymnasium id ({error})."
         ) from error
+    _sizes_or_close(environment, environment_id)
+    return environment
+
+
+def _sizes_or_close(environment: gymnasium.Env, environment_id: str) -> None:
     try:
         _sizes(environment, environment_id)
     except InputError:
         environment.close()
         raise
-    return environment
 
 
 def _sizes(environment: gymnasium.Env, environment_id: str) -> Sizes:
@@ -117,10 +132,11 @@ def _sizes(environment: gymnasium.Env, environment_id: str) -> Sizes:
             f"Environment {environment_id} has actions {actions}, but a policy here gives one flat "
             "vector of numbers in [-1, 1]: choose an environment with continuous actions."
         )
-    if not (np.all(actions.low == -1) and np.all(actions.high == 1)):
+    usual = bool(np.all(actions.low == -1) and np.all(actions.high == 1))
+    if not usual and not is_own(environment_id):
         raise InputError(
             f"Environment {environment_id} has actions {actions}, but a policy's actions lie in "
-            "[-1, 1]: wrap it in gymnasium's RescaleAction."
+            "[-1, 1]: wrap it in gymnasium's RescaleAction, or write gym:ID for data in its units."
         )
     limit = None if environment.spec is None else environment.spec.max_episode_steps
     if limit is None:
@@ -128,7 +144,8 @@ def _sizes(environment: gymnasium.Env, environment_id: str) -> Sizes:
             f"Environment {environment_id} sets no limit on the steps of an episode: register it "
             "with max_episode_steps."
         )
-    return Sizes(observations.shape[0], actions.shape[0], limit)
+    low, high = (() if usual else tuple(map(float, it)) for it in (actions.low, actions.high))
+    return Sizes(observations.shape[0], actions.shape[0], limit, low, high)
 
 
 def slot_type(sizes: Sizes) -> np.dtype:
@@ -166,6 +183,8 @@ class _Slot:
 
         if environment_id == self.environment_id:
             return True
+        if is_own(environment_id) or is_own(self.environment_id):
+            return False
         have, want = (
             gymnasium.spec(_registered_id(name)) for name in (self.environment_id, environment_id)
         )

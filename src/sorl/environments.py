@@ -165,7 +165,7 @@ class VectorEnvironment:
             worker: whose slots they are.
             ticket: a number of the caller's that `receive` will return.
             resets: environment id and seed of each slot that starts an episode.
-            actions: action of each slot that makes a step, shape `[action_size]`, in [-1, 1].
+            actions: action of each slot that makes a step, shape `[action_size]`.
         """
         for slot, action in actions.items():
             self._records["action"][slot] = action

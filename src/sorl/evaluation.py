@@ -45,7 +45,8 @@ class Evaluation:
         member: task and seed of the training.
         budget: test-time compute of each decision.
         episodes: number of episodes.
-        success: fraction of the episodes in [0, 1] whose last step had `info["success"]`.
+        success: fraction of the episodes in [0, 1] whose last step had `info["success"]`
+            (any step in `minari:` and `gym:` environments).
         episode_return: mean undiscounted sum of rewards.
         length: mean number of steps.
         latency_ms: median milliseconds to decide for ONE observation, compiled, host to host.
@@ -93,7 +94,8 @@ class Evaluator:
 
     Args:
         environment: an OGBench name, whose task each member replaces by its own; or, for members
-            of task 0, any gymnasium id, `module:Name-v0` included.
+            of task 0, any gymnasium id, `module:Name-v0` included, or `minari:NAME` or `gym:ID`
+            (see `sorl.own_environments`).
         workers: worker processes; as many as this process has CPU cores if None.
         slots: episodes that run at once; a manipulation environment takes some 140 MB. If None,
             8 for each worker, 16 where there are at least twice as many episodes, and no more
@@ -294,6 +296,7 @@ def _evaluate(
             for policy, member in zip(singles, members, strict=True)
         ]
         actors[0].prepare(sizes.observation_size, sizes.action_size)
+        actors[0].check_range(sizes)
         last = run_rollouts(vector, actors, ids, episodes=episodes, on_episode=count)
         milliseconds = latency(singles[0], budget, sizes.observation_size, strategy)
         for index, member in enumerate(members):

@@ -79,6 +79,7 @@ def rollout_frames(
                 variables=variables,
             ) as vector:
                 actor.prepare(vector.sizes.observation_size, vector.sizes.action_size)
+                actor.check_range(vector.sizes)
                 record = vector.reset(0, name, start)
                 frames = [vector.frame(0)]
                 while not record["done"]:

@@ -29,7 +29,7 @@ from jaxtyping import Array, Float, Int, UInt32
 
 from sorl import inference
 from sorl.algorithm import AbstractPolicy
-from sorl.environments import VectorEnvironment
+from sorl.environments import Sizes, VectorEnvironment
 from sorl.errors import InputError
 from sorl.inference import USUAL, Strategy
 from sorl.types import Budget, Member
@@ -49,7 +49,7 @@ def environment_id(environment: EnvironmentName | str, task: int) -> str:
 
     Args:
         environment: an OGBench name, whose task is replaced by `task`; or, for data that know no
-            tasks, a gymnasium id, which needs task 0.
+            tasks, a gymnasium id, `minari:NAME` or `gym:ID`, which need task 0.
         task: the member's task.
 
     Raises:
@@ -206,6 +206,7 @@ class GroupActor:
             _act_group, flat.arrays, static=flat.static, budget=budget, strategy=strategy
         )
         self.member = member
+        self.units = policy.units
         self._identity = np.asarray([seed, member.task, member.seed], np.uint32)
         self._seed = seed
         self.seconds = 0.0
@@ -236,6 +237,28 @@ class GroupActor:
                 f"takes {action_size}: evaluate it on the environment it was trained on."
             )
 
+    def check_range(self, sizes: Sizes) -> None:
+        """Check that the policy's actions fit those of the environment, which have units too.
+
+        Raises:
+            InputError: they reach over the environment's bounds by more than a hundredth.
+        """
+        low, high = (
+            np.asarray(bounds or [usual] * sizes.action_size)
+            for bounds, usual in ((sizes.action_low, -1.0), (sizes.action_high, 1.0))
+        )
+        least, most = (
+            np.asarray(self.units.action_low or -1),
+            np.asarray(self.units.action_high or 1),
+        )
+        margin = 0.01 * (high - low)
+        if (least < low - margin).any() or (most > high + margin).any():
+            raise InputError(
+                f"The policy acts between {least.tolist()} and {most.tolist()}, but the "
+                f"environment takes {low.tolist()} to {high.tolist()}: the data are in other "
+                "units, so this is not their environment."
+            )
+
     def start(self, episode: int) -> int:
         """Seed of the start of one episode."""
         return episode_seed(self._seed, self.member.task, episode)
@@ -248,7 +271,7 @@ class GroupActor:
             clock: episode and step of each row, shape `[rows, 2]`.
 
         Returns:
-            Actions in [-1, 1], shape `[rows, action_size]`.
+            Actions in the units of the environment, shape `[rows, action_size]`.
 
         Raises:
             InputError: an action is NaN or infinite.

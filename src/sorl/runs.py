@@ -4,6 +4,7 @@
     metrics.csv         update, task, seed and what the training measured
     timing.csv          update, seconds, updates_per_second
     evaluations.csv     update, task, seed, budget and the scores
+    off_policy.csv      update, task, seed and what the data say, of a run without environment
     events.jsonl        what happened to whom, for example a seed that was stopped
     checkpoints/        training states, see `sorl.checkpoint`
     policy/<member>/    released policies, see `sorl.deployment.policy`
@@ -30,6 +31,7 @@ FORMAT = 1
 # What may differ between the command that started a run and the one that resumes it.
 INCIDENTAL = ("created", "versions", "machine", "dataset.path")
 
+_SCORES = ("evaluations.csv", "off_policy.csv")
 _LOCKED: set[Path] = set()
 
 
@@ -113,6 +115,10 @@ class Run:
         """Add rows to evaluations.csv; each names its `update`, `task`, `seed` and `budget`."""
         tables.append_rows(self.path / "evaluations.csv", rows)
 
+    def append_off_policy(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Add rows to off_policy.csv; each names its `update`, `task` and `seed`."""
+        tables.append_rows(self.path / "off_policy.csv", rows)
+
     def append_event(self, update: int, message: str, **details: Any) -> None:
         """Add a sentence to events.jsonl, for example with `task=2, seed=0`."""
         tables.append_line(
@@ -131,19 +137,24 @@ class Run:
         """The rows of evaluations.csv; empty cells are left out."""
         return tables.read_rows(self.path / "evaluations.csv")
 
+    def off_policy(self) -> list[dict[str, float | str]]:
+        """The rows of off_policy.csv; empty cells are left out."""
+        return tables.read_rows(self.path / "off_policy.csv")
+
     def events(self) -> list[dict[str, Any]]:
         """What happened, in order."""
         return tables.read_lines(self.path / "events.jsonl")
 
     def rewind(self, update: int) -> None:
         """Drop everything recorded after `update`, to continue from its checkpoint."""
-        for name in ("metrics.csv", "timing.csv", "evaluations.csv"):
+        for name in ("metrics.csv", "timing.csv", *_SCORES):
             tables.rewind_rows(self.path / name, update)
         tables.rewind_lines(self.path / "events.jsonl", update)
 
     def rewind_evaluations(self, update: int) -> None:
         """Drop the evaluations after `update` alone, to make them anew."""
-        tables.rewind_rows(self.path / "evaluations.csv", update)
+        for name in _SCORES:
+            tables.rewind_rows(self.path / name, update)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

@@ -19,7 +19,6 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import numpy.typing as npt
 from jaxtyping import Array, Float
 
 from sorl.errors import InputError
@@ -153,7 +152,7 @@ class Units:
         low, high = (np.asarray(bound, np.float32) for bound in (self.action_low, self.action_high))
         return np.clip(self.middle + self.half_width * actions, low, high)
 
-    def network_observations(self, observations: npt.NDArray[np.float32]) -> np.ndarray:
+    def network_observations(self, observations: np.ndarray) -> np.ndarray:
         """`to_network` of NumPy arrays `[..., size]`."""
         if not self.standardises:
             return observations

@@ -15,6 +15,7 @@ import tyro
 from sorl import algorithms, jobs
 from sorl.algorithm import AbstractAlgorithm
 from sorl.data.names import EnvironmentName
+from sorl.data.sources import source_of
 from sorl.errors import InputError
 from sorl.inference import servable_budgets
 from sorl.types import Budget
@@ -39,8 +40,10 @@ class Options:
     """What a training is given besides its algorithm and budgets.
 
     Args:
-        env: OGBench environment, for example cube-single-play-singletask-v0.
-        data: data file to learn from; without it the data of --env are looked up and downloaded.
+        env: OGBench environment, for example cube-single-play-singletask-v0; or minari:NAME, or
+            gym:ID for data of your own.
+        data: data file to learn from, or minari:NAME; several are mixed, by weights such as
+            a.npz:0.7 b.npz:0.3. Without it the data of --env are looked up and downloaded.
         tasks: tasks of the environment to train together; without it the one it names.
         seeds: number of seeds, trained together: 0, 1, ...
         updates: gradient updates.
@@ -50,13 +53,15 @@ class Options:
         episodes: episodes for each budget, task and seed.
         evaluation_seed: seed of the episodes.
         workers: processes that step environments; without it one a core.
+        held_out: without --env, the share of the episodes kept for off-policy evaluation.
+        fitted_q_updates: without --env, updates of fitted Q evaluation; 0 leaves it out.
         checkpoint_seconds: least time between two checkpoints.
         tensorboard: write TensorBoard's files; without it, where tensorboardX is installed.
         wandb: send to Weights & Biases too.
     """
 
     env: str | None = None
-    data: Path | None = None
+    data: tuple[str, ...] = ()
     tasks: tuple[int, ...] | None = None
     seeds: int = 1
     updates: int = 1_000_000
@@ -66,6 +71,8 @@ class Options:
     episodes: int = 50
     evaluation_seed: int = 0
     workers: int | None = None
+    held_out: float = 0.1
+    fitted_q_updates: int = 5000
     checkpoint_seconds: float = 60.0
     tensorboard: bool | None = None
     wandb: bool = False
@@ -78,11 +85,14 @@ class Options:
         """
         if self.seeds < 1:
             raise InputError(f"--seeds {self.seeds} is not possible: give at least 1.")
-        if self.env is None and self.data is None:
+        if self.env is None and not self.data:
             raise InputError("Name what to learn from: --env, --data, or both.")
-        others = {name: value for name, value in vars(self).items() if name not in ("env", "seeds")}
+        sources = tuple(map(source_of, self.data))
+        own = ("env", "seeds", "data")
+        others = {name: value for name, value in vars(self).items() if name not in own}
         return jobs.Job(
             environment=self.env,
+            data=sources[0] if len(sources) == 1 else sources or None,
             seeds=tuple(range(self.seeds)),
             budgets=tuple(dict.fromkeys(budgets)),
             **others,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -366,6 +367,65 @@ class Dataset(eqx.Module):
         places = np.array([self.tasks.index(task) for task in tasks])
         return dataclasses.replace(
             self, rewards=self.rewards[places], masks=self.masks[places], tasks=tuple(tasks)
+        )
+
+    @property
+    def starts(self) -> np.ndarray:
+        """The first row of each episode that can be sampled."""
+        ends = np.asarray(self.ends)
+        first = np.append(True, ends[:-1])
+        sampled = np.zeros(len(ends), bool)
+        sampled[np.asarray(self.valid_rows)] = True
+        return np.flatnonzero(first & sampled)
+
+    def split(self, share: float, *, seed: int = 0) -> tuple[Dataset, Dataset | None]:
+        """Divide into two by whole episodes; both keep all rows and sample only their own.
+
+        Args:
+            share: share of the episodes of each source that the second one gets, rounded down.
+            seed: decides which.
+
+        Returns:
+            The first, and the second or None where nothing is left for it.
+
+        Raises:
+            InputError: the share is not in [0, 1).
+        """
+        if not 0 <= share < 1:
+            raise InputError(f"A share {share} of the episodes is not possible: use 0 to below 1.")
+        ends = np.asarray(self.ends)
+        episode = np.cumsum(ends) - ends
+        valid = np.asarray(self.valid_rows)
+        if self.mixture is None:
+            parts = [valid]
+        else:
+            parts = np.split(valid, np.asarray(self.mixture.first)[1:])
+        random = np.random.default_rng(seed)
+        taken = np.zeros(len(valid), bool)
+        for part in parts:
+            there = np.unique(episode[part])
+            chosen = random.permutation(there)[: int(share * len(there))]
+            taken |= np.isin(episode[valid], chosen)
+        if not taken.any():
+            return self, None
+        return self._sampling(~taken), self._sampling(taken)
+
+    def _sampling(self, kept: np.ndarray) -> Dataset:
+        """The same rows, of which only these places in `valid_rows` are sampled."""
+        mixture = self.mixture
+        if mixture is not None:
+            bounds = np.append(np.asarray(mixture.first), len(kept))
+            count = np.array([kept[a:b].sum() for a, b in itertools.pairwise(bounds)])
+            if not count.all():
+                weights = np.where(count > 0, np.asarray(mixture.weights), 0)
+                mixture = dataclasses.replace(mixture, weights=jnp.array(weights / weights.sum()))
+            mixture = Mixture(
+                weights=mixture.weights,
+                first=jnp.array(np.cumsum(count) - count, jnp.int32),
+                count=jnp.array(np.maximum(count, 1), jnp.int32),
+            )
+        return dataclasses.replace(
+            self, valid_rows=self.valid_rows[np.flatnonzero(kept)], mixture=mixture
         )
 
     def statistics(self) -> Statistics:

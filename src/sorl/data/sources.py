@@ -1,4 +1,4 @@
-"""Where data come from: an OGBench name, looked up locally and then downloaded, or a file.
+"""Where data come from: an OGBench name, looked up locally and then downloaded; a file; Minari.
 
 OGBench's files hold no rewards; `sorl.data.relabel` computes them for each task. Other files may
 hold their own.
@@ -15,19 +15,31 @@ import numpy as np
 from sorl.data.archive import ArchiveReader
 from sorl.data.dataset import Dataset
 from sorl.data.download import download
+from sorl.data.minari_names import SCHEME
+from sorl.data.minari_sets import load_minari
+from sorl.data.mixtures import mix, split_weight
 from sorl.data.names import EnvironmentName
 from sorl.data.origin import read_origin
 from sorl.data.relabel import Relabeller
 from sorl.errors import InputError
+from sorl.own_names import is_own
+
+Source = Path | str
+"""An `.npz` file or `minari:NAME`, with `:WEIGHT` behind it or not."""
 
 DEFAULT_FOLDER = Path("~/.ogbench/data")
 """Where ogbench itself keeps its data."""
 
 
+def source_of(text: str) -> Source:
+    """A source as a path where it is one."""
+    return text if text.startswith(SCHEME) else Path(text)
+
+
 def load_dataset(
     environment: str | None = None,
     *,
-    data: Path | None = None,
+    data: Source | Sequence[Source] | None = None,
     tasks: Sequence[int] | None = None,
     validation: bool = False,
     folder: Path | None = None,
@@ -35,10 +47,12 @@ def load_dataset(
     """Load a data set with the rewards of one or several tasks.
 
     Args:
-        environment: OGBench name such as `cube-single-play-singletask-v0`. May be left out where
-            `data` hold rewards and masks themselves.
-        data: exactly this `.npz` file. Without it, `NAME.npz` is looked for in `folder` and
-            downloaded to it if it is missing.
+        environment: OGBench name such as `cube-single-play-singletask-v0`; or `minari:NAME` or
+            `gym:ID`, see `sorl.own_environments`. May be left out where `data` hold rewards and
+            masks themselves.
+        data: exactly this `.npz` file, or `minari:NAME`. Several are mixed by their numbers of
+            transitions, or by weights as in `a.npz:0.7`. Without it, `NAME.npz` is looked for in
+            `folder` and downloaded to it if it is missing.
         tasks: numbers of the tasks whose rewards are wanted; by default the one that
             `environment` names.
         validation: load OGBench's validation set, `NAME-val.npz`, instead of the training set.
@@ -53,20 +67,47 @@ def load_dataset(
         InputError: unknown name or task, missing, unreadable or damaged file, arrays that fail
             `Dataset.from_arrays`, or data that do not belong to the environment.
     """
-    name = None if environment is None else EnvironmentName.parse(environment)
+    own = environment is not None and is_own(environment)
+    name = None if environment is None or own else EnvironmentName.parse(environment)
     numbers = _task_numbers(name, tasks)
+    if data is None and environment is not None and environment.startswith(SCHEME):
+        data = environment
     if data is not None:
         if validation:
             raise InputError(
                 "The validation set is found by its name, not beside a file: leave out the file, "
                 f"or give the validation file itself instead of {data}."
             )
-        path = Path(data).expanduser()
-    elif name is not None:
+        sources = [data] if isinstance(data, str | Path) else list(data)
+        parts = [split_weight(str(source)) for source in sources]
+        loaded = [_load(source, name, numbers) for source, _ in parts]
+        if len(loaded) == 1:
+            return loaded[0]
+        if not loaded:
+            raise InputError("Name at least one source of data.")
+        return mix(loaded, [weight for _, weight in parts], [source for source, _ in parts])
+    if own:
+        raise InputError(
+            f"No data are known to belong to {environment}: name them, for example --data mine.npz."
+        )
+    if name is not None:
         path = _locate(name.dataset, validation=validation, folder=folder)
     else:
         raise InputError("Give the name of an environment, a data file, or both.")
 
+    return _load(str(path), name, numbers)
+
+
+def _load(source: str, name: EnvironmentName | None, numbers: tuple[int, ...]) -> Dataset:
+    """One source."""
+    if source.startswith(SCHEME):
+        if name is not None or numbers != (0,):
+            raise InputError(
+                f"{source}: a Minari data set has one task, 0, and its own environment: leave out "
+                f"the tasks, and write --env {source}."
+            )
+        return load_minari(source)
+    path = Path(source).expanduser()
     reader = ArchiveReader(path)
     reader.require("observations", "actions", "terminals")
     has_rewards = "rewards" in reader.names and "masks" in reader.names

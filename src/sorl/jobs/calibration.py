@@ -12,6 +12,7 @@ from jaxtyping import Float
 from sorl import inference, provenance
 from sorl.choices import OWN, Choice
 from sorl.data.archive import ArchiveReader
+from sorl.data.mixtures import split_weight
 from sorl.data.names import EnvironmentName
 from sorl.data.sources import DEFAULT_FOLDER
 from sorl.deployment.calibration import Calibration, Measured, write_calibration
@@ -21,6 +22,7 @@ from sorl.deployment.storage import policy_folder
 from sorl.errors import InputError
 from sorl.evaluation import Evaluator
 from sorl.inference import Strategy
+from sorl.own_names import is_own
 from sorl.runs import Run
 from sorl.samplers import Sampler
 from sorl.types import Budget, Member
@@ -157,10 +159,13 @@ def calibrate(
 def held_out_file(run: Run) -> Path | None:
     """The file of held-out states: the run's validation data, else its training data, if there."""
     path = run.config["dataset"]["path"]
+    environment = run.config.get("environment")
+    if isinstance(path, list):
+        path = split_weight(path[0])[0]  # of a mixture
     if path is not None:
         training = Path(path)
-    elif run.config.get("environment") is not None:
-        name = EnvironmentName.parse(run.config["environment"])
+    elif environment is not None and not is_own(environment):
+        name = EnvironmentName.parse(environment)
         training = DEFAULT_FOLDER.expanduser() / f"{name.dataset}.npz"
     else:
         return None

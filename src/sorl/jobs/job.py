@@ -10,6 +10,8 @@ from typing import Any
 from sorl import algorithms, provenance
 from sorl.algorithm import AbstractAlgorithm
 from sorl.data.dataset import Dataset
+from sorl.data.minari_names import SCHEME
+from sorl.data.sources import Source, source_of
 from sorl.errors import InputError
 from sorl.types import Budget
 from sorl.units import USUAL
@@ -23,8 +25,10 @@ class Job:
     """What to train and when to evaluate it.
 
     Args:
-        environment: OGBench name; None trains on `data` alone, without evaluation.
-        data: an `.npz` file; None looks `environment` up, see `sorl.load_dataset`.
+        environment: OGBench name, `minari:NAME` or `gym:ID`; None trains on `data` alone, with
+            off-policy evaluation.
+        data: an `.npz` file, `minari:NAME`, or several of them with weights such as `a.npz:0.7`;
+            None looks `environment` up, see `sorl.load_dataset`.
         tasks: tasks to train together; None means the one that `environment` names.
         seeds: seeds to train together.
         updates: gradient updates.
@@ -36,13 +40,16 @@ class Job:
         episodes: episodes for each budget, task and seed.
         evaluation_seed: seed of the episodes' starts and of the sampling noise.
         workers: processes that step environments; None means one a core.
+        held_out: without an environment, the share of the episodes that are not learnt from but
+            kept for off-policy evaluation, rounded down.
+        fitted_q_updates: without an environment, updates of fitted Q evaluation; 0 leaves it out.
         checkpoint_seconds: least time between two checkpoints that no evaluation asks for.
         tensorboard: None means where tensorboardX is installed.
         wandb: send to Weights & Biases too.
     """
 
     environment: str | None
-    data: Path | None = None
+    data: Source | tuple[Source, ...] | None = None
     tasks: tuple[int, ...] | None = None
     seeds: tuple[int, ...] = (0,)
     updates: int = 1_000_000
@@ -53,6 +60,8 @@ class Job:
     episodes: int = 50
     evaluation_seed: int = 0
     workers: int | None = None
+    held_out: float = 0.1
+    fitted_q_updates: int = 5000
     checkpoint_seconds: float = 60.0
     tensorboard: bool | None = None
     wandb: bool = False
@@ -73,6 +82,10 @@ class Job:
             raise InputError("Name at least one budget to evaluate, for example 4x1.")
         if self.evaluation_seed < 0:
             raise InputError(f"evaluation_seed={self.evaluation_seed} must be 0 or more.")
+        if not 0 <= self.held_out < 1:
+            raise InputError(f"held_out={self.held_out} is not possible: use 0 to below 1.")
+        if self.fitted_q_updates < 0:
+            raise InputError(f"fitted_q_updates={self.fitted_q_updates} must be 0 or more.")
         if not self.checkpoint_seconds >= 0:
             raise InputError(f"checkpoint_seconds={self.checkpoint_seconds} must be 0 or more.")
 
@@ -89,7 +102,7 @@ def config_of(algorithm: AbstractAlgorithm[Any], job: Job, dataset: Dataset) -> 
             "wandb": job.wandb,
         },
         "dataset": {
-            "path": None if job.data is None else str(job.data.expanduser().absolute()),
+            "path": _paths(job.data),
             "fingerprint": dataset.fingerprint,
             "rows": int(dataset.observations.shape[0]),
         },
@@ -113,6 +126,7 @@ def settings_of(algorithm: AbstractAlgorithm[Any], job: Job) -> dict[str, Any]:
             "budgets": [str(budget) for budget in job.budgets],
             "episodes": job.episodes,
             "evaluation_seed": job.evaluation_seed,
+            **(_off_policy(job) if job.environment is None else {}),
         },
     }
 
@@ -124,7 +138,8 @@ def job_of(config: Mapping[str, Any]) -> tuple[Job, AbstractAlgorithm[Any], str]
         InputError: a setting is missing or makes no sense.
     """
     try:
-        settings = {**config["training"], **config[EXECUTION]}
+        # Runs of earlier versions held nothing out.
+        settings = {"held_out": 0.0, **config["training"], **config[EXECUTION]}
         data = config["dataset"]["path"]
         job = Job(
             **{
@@ -132,7 +147,7 @@ def job_of(config: Mapping[str, Any]) -> tuple[Job, AbstractAlgorithm[Any], str]
                 "environment": config["environment"],
                 "tasks": _whole_numbers(config["tasks"]),
                 "seeds": _whole_numbers(config["seeds"]),
-                "data": None if data is None else Path(data),
+                "data": _sources(data),
                 "budgets": tuple(Budget.parse(text) for text in settings["budgets"]),
             }
         )
@@ -141,6 +156,26 @@ def job_of(config: Mapping[str, Any]) -> tuple[Job, AbstractAlgorithm[Any], str]
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"a setting is missing or garbled ({error})") from error
+
+
+def _off_policy(job: Job) -> dict[str, Any]:
+    return {"held_out": job.held_out, "fitted_q_updates": job.fitted_q_updates}
+
+
+def _paths(data: Source | tuple[Source, ...] | None) -> str | list[str] | None:
+    """Absolute paths, so that the run can be resumed from any folder; names as they are."""
+    if isinstance(data, tuple):
+        return [str(_paths(source)) for source in data]
+    if data is None or str(data).startswith(SCHEME):
+        return data if data is None else str(data)
+    return str(Path(data).expanduser().absolute())
+
+
+def _sources(path: str | list[str] | None) -> Source | tuple[Source, ...] | None:
+    """The inverse of `_paths`."""
+    if isinstance(path, list):
+        return tuple(map(source_of, path))
+    return None if path is None else source_of(path)
 
 
 def _whole_numbers(values: Any) -> tuple[int, ...]:

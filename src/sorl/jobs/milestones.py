@@ -14,11 +14,13 @@ import numpy as np
 from sorl import checkpoint
 from sorl.algorithm import AbstractAlgorithm, AbstractPolicy, in_units
 from sorl.console import Display
+from sorl.data.dataset import Dataset
 from sorl.deployment.card import write_card
 from sorl.deployment.storage import policy_folder, save_policy
 from sorl.evaluation import Evaluator
 from sorl.interruption import Interruption, StoppedError
 from sorl.jobs.job import Job, job_of
+from sorl.off_policy import evaluate_off_policy
 from sorl.recorder import Recorder
 from sorl.rollouts import select_member
 from sorl.runs import Run
@@ -42,7 +44,7 @@ class Milestones:
         job: Job,
         members: Sequence[Member],
         spec: Spec,
-        units: Units,
+        split: tuple[Dataset, Dataset | None],
         recorder: Recorder,
         evaluator: Evaluator | None,
         display: Display,
@@ -54,7 +56,8 @@ class Milestones:
         self._job = job
         self._members = members
         self._spec = spec
-        self._units = units
+        self._units = split[0].units
+        self._split = split
         self._recorder = recorder
         self._evaluator = evaluator
         self._display = display
@@ -74,8 +77,12 @@ class Milestones:
         self._update = update
         if self.is_milestone(update):
             self._release(update, state)  # a kill may have come between checkpoint and policies
-            rows = [row for row in self._run.evaluations() if row["update"] == update]
-            if len(rows) < len(self._members) * len(self._job.budgets):
+            if self._job.environment is None:
+                found, wanted = self._run.off_policy(), len(self._members)
+            else:
+                found = self._run.evaluations()
+                wanted = len(self._members) * len(self._job.budgets)
+            if sum(row["update"] == update for row in found) < wanted:
                 self._run.rewind_evaluations(update - 1)
                 self.evaluate(update, state)
         self._clock = time.perf_counter()
@@ -147,9 +154,11 @@ class Milestones:
     def evaluate(self, update: int, state: TrainingState) -> None:
         """Roll the policies out at every budget and write the scores.
 
-        Asked to stop, it leaves them out: the checkpoint exists, and a resumed job makes them.
+        Without an environment, say what the data do. Asked to stop, it leaves them out: the
+        checkpoint exists, and a resumed job makes them.
         """
         if self._evaluator is None:
+            self._evaluate_off_policy(update, state)
             return
         try:
             with self._display.evaluating() as on_progress, self._stop.skippable():
@@ -169,6 +178,28 @@ class Milestones:
         self._recorder.record("evaluations", rows)
         self._display.scores(update, results)
         self._clock = time.perf_counter()  # the rate of training does not count evaluation
+
+    def _evaluate_off_policy(self, update: int, state: TrainingState) -> None:
+        training, held_out = self._split
+        try:
+            with self._stop.skippable():
+                rows = evaluate_off_policy(
+                    self._algorithm,
+                    jax.device_put(state.algorithm, jax.devices()[0]),
+                    self._members,
+                    training,
+                    held_out,
+                    update=update,
+                    batch_size=self._job.batch_size,
+                    fitted_q_updates=self._job.fitted_q_updates,
+                    seed=self._job.evaluation_seed,
+                )
+        except StoppedError:
+            return
+        self._run.append_off_policy(rows)
+        self._recorder.record("off_policy", rows)
+        self._display.off_policy(update, rows)
+        self._clock = time.perf_counter()
 
 
 def restore_policies(run: Run, update: int) -> tuple[AbstractPolicy, tuple[Member, ...]]:

@@ -97,6 +97,9 @@ def _work(
     quiet: bool,
 ) -> None:
     members = members_of(dataset.tasks, job.seeds)
+    # Without an environment, episodes that nothing is learnt from are all there is to judge by.
+    share = job.held_out if job.environment is None else 0.0
+    split = dataset.split(share, seed=job.evaluation_seed)
     with contextlib.ExitStack() as stack:
         stack.enter_context(run.locked())
         recorder = stack.enter_context(
@@ -121,7 +124,7 @@ def _work(
             job,
             members,
             dataset.spec,
-            dataset.units,
+            split,
             recorder,
             evaluator,
             display,
@@ -136,7 +139,7 @@ def _work(
             if stop.requested
             else train(
                 algorithm,
-                dataset,
+                split[0],
                 seeds=job.seeds,
                 updates=job.updates,
                 batch_size=job.batch_size,
