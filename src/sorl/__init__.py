@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sorl.runs import Run
     from sorl.training import train
     from sorl.types import Budget, Member, Spec, Transition
+    from sorl.units import Units
     from sorl.verifiers import Verifier
 
 __version__ = "0.1.0"
@@ -39,6 +40,7 @@ _HOMES = {
     "Spec": "sorl.types",
     "Strategy": "sorl.inference",
     "Transition": "sorl.types",
+    "Units": "sorl.units",
     "Verifier": "sorl.verifiers",
     "evaluate": "sorl.evaluation",
     "generate": "sorl.data.generate",
@@ -60,6 +62,7 @@ __all__ = [
     "Spec",
     "Strategy",
     "Transition",
+    "Units",
     "Verifier",
     "__version__",
     "evaluate",

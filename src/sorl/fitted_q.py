@@ -6,8 +6,8 @@ Le, Voloshin and Yue (arXiv 1903.08738): Q of a FIXED policy π is fitted to
 
 and the estimate is the mean of Q(s0, a0), a0 ~ π(s0), over starts of episodes. Departures: one
 network with a slowly moving target instead of a sequence of regressions, and one a' drawn for each
-transition beforehand. Rewards are scaled by (1 - γ) / max |r|, so that Q lies in [-1, 1], and
-observations are standardised; estimates are scaled back.
+transition beforehand. Rewards are divided by the largest return in the log, so that Q is about 1 at
+most, and observations are standardised; estimates are scaled back.
 
 The estimate is only as good as the data's coverage of what the policy does: where the policy leaves
 the data, the network extrapolates, and nothing tells by how much it errs.
@@ -21,11 +21,12 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from sorl.losses import td_target
 from sorl.nn import Critic
-from sorl.optim import adam, minimise, moving_average
+from sorl.optim import minimise, moving_average
 
 HIDDEN = (128, 128)
 BATCH_SIZE = 256
@@ -44,6 +45,7 @@ class Evidence(NamedTuple):
         masks: 0 where nothing is bootstrapped, `[policies, rows]`.
         next_actions: drawn from each policy, `[policies, rows, action_size]`.
         usable: false where no next action is known, `[policies, rows]`.
+        scale: size of the largest returns in the log of each policy's task, above 0, `[policies]`.
         starts: first observations of episodes, `[starts, observation_size]`.
         start_actions: drawn from each policy, `[policies, starts, action_size]`.
     """
@@ -55,6 +57,7 @@ class Evidence(NamedTuple):
     masks: Float[Array, "policies rows"]
     next_actions: Float[Array, "policies rows action_size"]
     usable: Bool[Array, "policies rows"]
+    scale: Float[Array, " policies"]
     starts: Float[Array, "starts observation_size"]
     start_actions: Float[Array, "policies starts action_size"]
 
@@ -78,17 +81,17 @@ def fitted_q(
         for given in (evidence.observations, evidence.next_observations, evidence.starts)
     )
     init_key, batch_key = jax.random.split(key)
-    optimizer = adam(LEARNING_RATE, max_gradient_norm=1.0)
+    # A rate that vanishes in the end: what is left of the noise would be read as value.
+    optimizer = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, max(updates, 1)))
 
     def estimate(
         rewards: Float[Array, " rows"],
         masks: Float[Array, " rows"],
         next_actions: Float[Array, "rows action_size"],
         usable: Bool[Array, " rows"],
+        unit: Float[Array, ""],
         start_actions: Float[Array, "starts action_size"],
     ) -> Float[Array, ""]:
-        largest = jnp.maximum(jnp.max(jnp.abs(rewards)), jnp.finfo(jnp.float32).tiny)
-        unit = largest / (1 - discount)
         critic = Critic(
             observations.shape[1], next_actions.shape[1], 0, HIDDEN, heads=1, key=init_key
         )
@@ -105,8 +108,7 @@ def fitted_q(
 
             def loss(model: Critic) -> tuple[Float[Array, ""], dict]:
                 q = model.batch(observations[rows], evidence.actions[rows])[:, 0]
-                # Squares of numbers in [-1, 1], of which differences of a hundredth matter.
-                return 100 * jnp.sum(weights * (q - y) ** 2) / jnp.maximum(weights.sum(), 1), {}
+                return jnp.sum(weights * (q - y) ** 2) / jnp.maximum(weights.sum(), 1), {}
 
             model, optimizer_state, _ = minimise(
                 "critic", loss, optimizer, eqx.combine(online, fixed), optimizer_state
@@ -123,5 +125,6 @@ def fitted_q(
         evidence.masks,
         evidence.next_actions,
         evidence.usable,
+        evidence.scale,
         evidence.start_actions,
     )

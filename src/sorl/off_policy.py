@@ -243,6 +243,8 @@ def _estimates(
     masks = training.masks[task_of][:, drawn].astype(jnp.float32)
     known = jnp.broadcast_to(~training.ends[drawn + 1], masks.shape)
     usable = (known | (masks == 0)).at[: len(places)].set(True)
+    returns = [_returns_to_go(training, place, discount) for place in range(tasks)]
+    largest = np.array([max(np.abs(found).max(), 1e-6) for found in returns], np.float32)
     evidence = Evidence(
         observations=training.observations[drawn],
         actions=training.actions[drawn],
@@ -251,28 +253,28 @@ def _estimates(
         masks=masks,
         next_actions=jnp.concatenate([together[:, : len(drawn)], logged_after]),
         usable=usable,
+        scale=jnp.asarray(largest[task_of]),
         starts=begin,
         start_actions=jnp.concatenate([together[:, len(drawn) :], logged_begin]),
     )
     found = np.asarray(fitted_q(evidence, discount=discount, updates=updates, key=keys[1]))
-    returns = np.array([_returns(training, place, starts, discount) for place in range(tasks)])
     return {
         "fitted_q/policy": found[: len(places)],
         "fitted_q/data": found[len(places) :][places],
-        "return/data": returns[places],
+        "return/data": np.array([found[starts].mean() for found in returns])[places],
     }
 
 
-def _returns(dataset: Dataset, place: int, starts: np.ndarray, discount: float) -> float:
-    """Mean discounted return of the episodes that start at these rows."""
-    ends = np.flatnonzero(np.asarray(dataset.ends))
+def _returns_to_go(dataset: Dataset, place: int, discount: float) -> np.ndarray:
+    """Discounted sum of the rewards of each row and those behind it, as far as the log goes.
+
+    Nothing counts behind a termination, as in the values.
+    """
     rewards = np.asarray(dataset.rewards[place], np.float64)
-    masks = np.asarray(dataset.masks[place])
-    found = []
-    for start in starts:
-        end = ends[np.searchsorted(ends, start)]
-        # Nothing counts behind the first success, as in the values.
-        over = np.flatnonzero(~masks[start:end])
-        stop = start + over[0] + 1 if len(over) else end
-        found.append(rewards[start:stop] @ discount ** np.arange(stop - start))
-    return float(np.mean(found))
+    ends = np.asarray(dataset.ends)
+    goes_on = discount * np.asarray(dataset.masks[place])
+    returns = np.zeros(len(rewards))
+    for row in range(len(rewards) - 2, -1, -1):
+        if not ends[row]:
+            returns[row] = rewards[row] + goes_on[row] * returns[row + 1]
+    return returns

@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from sorl.data.checks import check_arrays
 from sorl.data.columns import columns_of
 from sorl.data.episodes import Logged, RewardRule, assemble
-from sorl.data.ranges import learn_units
+from sorl.data.ranges import Bound, learn_units
 from sorl.errors import InputError
 from sorl.types import Spec, Transition
 from sorl.units import USUAL, Units
@@ -179,8 +179,8 @@ class Dataset(eqx.Module):
         episodes: Iterable[Mapping[str, Any]],
         *,
         rewards: RewardRule = "logged",
-        action_low: npt.ArrayLike | None = None,
-        action_high: npt.ArrayLike | None = None,
+        action_low: Bound = None,
+        action_high: Bound = None,
         standardize: bool = False,
         source: str = "episodes",
     ) -> Dataset:
@@ -217,8 +217,8 @@ class Dataset(eqx.Module):
         next_observations: npt.ArrayLike | None = None,
         terminations: npt.ArrayLike | None = None,
         truncations: npt.ArrayLike | None = None,
-        action_low: npt.ArrayLike | None = None,
-        action_high: npt.ArrayLike | None = None,
+        action_low: Bound = None,
+        action_high: Bound = None,
         standardize: bool = False,
         source: str = "transitions",
     ) -> Dataset:
@@ -261,8 +261,8 @@ class Dataset(eqx.Module):
     def _from_logged(
         cls,
         logged: Logged,
-        action_low: npt.ArrayLike | None,
-        action_high: npt.ArrayLike | None,
+        action_low: Bound,
+        action_high: Bound,
         standardize: bool,
         source: str,
     ) -> Dataset:

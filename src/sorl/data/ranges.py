@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
-import numpy.typing as npt
 
 from sorl.data.checks import ACTION_TOLERANCE
 from sorl.errors import InputError
 from sorl.units import Units
+
+Bound = float | Sequence[float] | np.ndarray | None
+"""One number for all entries, one for each, or None to learn it."""
 
 
 def learn_units(
     observations: np.ndarray,
     actions: np.ndarray,
     *,
-    action_low: npt.ArrayLike | None = None,
-    action_high: npt.ArrayLike | None = None,
+    action_low: Bound = None,
+    action_high: Bound = None,
     standardize: bool = False,
     source: str = "data",
 ) -> Units:
@@ -52,15 +56,18 @@ def learn_units(
         spread = observations.std(axis=0, dtype=np.float64)
         varies = observations.min(axis=0) != observations.max(axis=0)
         statistics = {
-            "observation_mean": tuple(observations.mean(axis=0, dtype=np.float64)),
-            "observation_scale": tuple(np.where(varies & (spread > 0), spread, 1.0)),
+            "observation_mean": _numbers(observations.mean(axis=0, dtype=np.float64)),
+            "observation_scale": _numbers(np.where(varies & (spread > 0), spread, 1.0)),
         }
-    return Units(() if usual else tuple(low), () if usual else tuple(high), **statistics)
+    bounds = {} if usual else {"action_low": _numbers(low), "action_high": _numbers(high)}
+    return Units(**bounds, **statistics)
 
 
-def _bound(
-    source: str, name: str, given: npt.ArrayLike | None, learnt: np.ndarray, size: int
-) -> np.ndarray:
+def _numbers(array: np.ndarray) -> tuple[float, ...]:
+    return tuple(map(float, array))
+
+
+def _bound(source: str, name: str, given: Bound, learnt: np.ndarray, size: int) -> np.ndarray:
     if given is None:
         return learnt.astype(np.float32)
     bound = np.atleast_1d(np.asarray(given, np.float32))

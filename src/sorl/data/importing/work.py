@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from sorl import files
 from sorl.data.archive import ArchiveReader
@@ -20,7 +19,7 @@ from sorl.data.importing.log import Log
 from sorl.data.importing.writing import write_dataset
 from sorl.data.inspection import Inspection, inspect
 from sorl.data.origin import Origin, read_origin
-from sorl.data.ranges import learn_units
+from sorl.data.ranges import Bound, learn_units
 from sorl.errors import InputError
 from sorl.units import Units
 
@@ -56,8 +55,8 @@ def import_files(
     *,
     keys: Sequence[str] = (),
     rewards: RewardRule = "logged",
-    action_low: npt.ArrayLike | None = None,
-    action_high: npt.ArrayLike | None = None,
+    action_low: Bound = None,
+    action_high: Bound = None,
     standardize: bool = False,
     like: Path | str | None = None,
     overwrite: bool = False,

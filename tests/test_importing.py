@@ -1,0 +1,497 @@
+"""Importing logs: each format from its own library, wrong files of every kind, reports."""
+
+from __future__ import annotations
+
+import builtins
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import logs
+import sorl
+from sorl import cli
+from sorl.data.columns import columns_of
+from sorl.data.episodes import assemble
+from sorl.data.importing import import_files
+from sorl.data.sources import load_dataset
+from sorl.errors import InputError
+
+LOG = logs.episodes()
+# Ten and more, so that the order of names is not that of numbers.
+LONG = logs.episodes((3, 2) * 6)
+
+WRITERS: dict[str, tuple[str, Callable[[Path, list[logs.Episode]], Path], bool]] = {
+    "npz": ("log.npz", logs.write_npz, False),
+    "d4rl": ("log.hdf5", logs.write_d4rl, False),
+    "robomimic": ("demos.h5", logs.write_robomimic, True),
+    "lerobot": ("lerobot", logs.write_lerobot, False),
+    "csv": ("log.csv", logs.write_csv, False),
+}
+
+
+def refusal(*arguments: Any, **options: Any) -> str:
+    with pytest.raises(InputError) as raised:
+        import_files(*arguments, **options)
+    message = str(raised.value)
+    assert "\n" not in message
+    assert len(message) > 20
+    return message
+
+
+def refused(path: Path, out: Path) -> str | None:
+    """The one sentence with which importing refuses, or None where it does not."""
+    try:
+        import_files([path], out, overwrite=True)
+    except InputError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("log", [LOG, LONG], ids=["few", "many"])
+@pytest.mark.parametrize("format", WRITERS)
+def test_every_format_gives_the_rows_of_its_log(
+    format: str, log: list[logs.Episode], tmp_path: Path
+) -> None:
+    name, write, last_is_known = WRITERS[format]
+    made = import_files([write(tmp_path / name, log)], tmp_path / "mine")
+    expected = logs.expected(log, last_is_known=last_is_known)
+    with np.load(made.path, allow_pickle=False) as arrays:
+        for key in ("observations", "rewards", "masks", "terminals"):
+            np.testing.assert_array_equal(arrays[key], expected[key])
+        units = made.origin.units
+        assert np.abs(arrays["actions"]).max() == 1
+        np.testing.assert_allclose(
+            units.to_user_arrays(arrays["actions"]), expected["actions"], rtol=1e-6
+        )
+    assert units.action_low == tuple(map(float, expected["actions"].min(axis=0)))
+    assert units.action_high == tuple(map(float, expected["actions"].max(axis=0)))
+    dataset = load_dataset(data=made.path)
+    assert dataset.units == units
+    np.testing.assert_array_equal(dataset.observations, expected["observations"])
+    report = json.loads(made.report_path.read_text())
+    assert report["episodes"] == len(log)
+    assert report["terminated"] == sum(one.terminated for one in log)
+    lost = 0 if last_is_known else sum(not one.terminated for one in log)
+    assert report["without_successor"] == lost
+
+
+def test_terminations_and_truncations_are_kept_apart(tmp_path: Path) -> None:
+    path = logs.write_npz(tmp_path / "log.npz", LOG)
+    made = import_files([path], tmp_path / "apart")
+    dataset = load_dataset(data=made.path)
+    valid = np.asarray(dataset.valid_rows)
+    # Of the four episodes two terminate; only their last transitions are not bootstrapped.
+    assert np.count_nonzero(~np.asarray(dataset.masks[0])) == 2
+    not_bootstrapped = valid[~np.asarray(dataset.masks[0])[valid]]
+    assert np.asarray(dataset.ends)[not_bootstrapped + 1].all()
+    both = import_files(
+        [path],
+        tmp_path / "both",
+        keys=["truncations=timeouts", "terminations=none"],
+    )
+    assert not (~np.asarray(load_dataset(data=both.path).masks)).any()
+    # Without terminations the first and the third episode run into the next one's beginning.
+    assert both.report.episodes == 2
+
+
+def test_keys_are_mapped_joined_and_matched(tmp_path: Path) -> None:
+    path = logs.write_robomimic(tmp_path / "demos.hdf5", LOG)
+    keys = ["observations=obs/object,obs/arm", "rewards=rewards", "terminations=none"]
+    made = import_files([path], tmp_path / "swapped", keys=keys)
+    expected = logs.expected(LOG, last_is_known=True)
+    with np.load(made.path) as arrays:
+        np.testing.assert_array_equal(
+            arrays["observations"], expected["observations"][:, [2, 0, 1]]
+        )
+        assert arrays["masks"].all()
+    assert made.origin.keys["next_observations"] == ["next_obs/object", "next_obs/arm"]
+    table = logs.write_csv(tmp_path / "log.csv", LOG)
+    made = import_files([table], tmp_path / "pattern", keys=["observations=obs_[02]"])
+    assert made.origin.keys["observations"] == ["obs_0", "obs_2"]
+    message = refusal([table], tmp_path / "none", keys=["observations=position"])
+    assert "no array 'position'" in message
+    assert "obs_0" in message
+    for wrong in ("observations", "observations=", "views=a", "=a"):
+        assert "--key" in refusal([table], tmp_path / "none", keys=[wrong])
+
+
+def test_unknown_layouts_list_what_is_there(tmp_path: Path) -> None:
+    np.savez(tmp_path / "odd.npz", position=np.zeros((4, 2)), torque=np.zeros((4, 1)))
+    message = refusal([tmp_path / "odd.npz"], tmp_path / "out")
+    assert "position, torque" in message
+    assert "--key observations=" in message
+    keys = ["observations=position", "actions=torque"]
+    message = refusal([tmp_path / "odd.npz"], tmp_path / "out", keys=keys)
+    assert "no rewards" in message
+    assert "success-at-end" in message
+    made = import_files([tmp_path / "odd.npz"], tmp_path / "out", keys=keys, rewards="zeros")
+    assert made.report.rewards.largest == 0
+    assert any("only imitation" in sentence for sentence in made.report.suspicious)
+
+
+def test_success_at_end_rewards_terminations(tmp_path: Path) -> None:
+    path = logs.write_npz(tmp_path / "log.npz", LOG)
+    made = import_files([path], tmp_path / "out", rewards="success-at-end")
+    with np.load(made.path) as arrays:
+        np.testing.assert_array_equal(arrays["rewards"] == 1, ~arrays["masks"])
+        assert arrays["rewards"].sum() == 2
+    # Demonstrations that know no end at all: all succeed.
+    demos = [{"observations": one.observations, "actions": one.actions} for one in LOG]
+    dataset = sorl.Dataset.from_episodes(demos, rewards="success-at-end")
+    assert float(dataset.rewards.sum()) == len(LOG)
+    assert int((~dataset.masks).sum()) == len(LOG)
+
+
+def test_units_are_given_taken_over_and_standardise(tmp_path: Path) -> None:
+    path = logs.write_npz(tmp_path / "log.npz", LOG)
+    given = import_files([path], tmp_path / "given", action_low=[0], action_high=[8])
+    assert given.origin.units.action_low == (0, 0, 0)
+    with np.load(given.path) as arrays:
+        expected = logs.expected(LOG, last_is_known=False)
+        np.testing.assert_allclose(4 + 4 * arrays["actions"], expected["actions"], rtol=1e-6)
+    message = refusal([path], tmp_path / "narrow", action_low=[3], action_high=[8])
+    assert "outside the given range [3, 8]" in message
+    assert not (tmp_path / "narrow.npz").exists()
+    usual = import_files(
+        [
+            logs.write_npz(
+                tmp_path / "small.npz", [one._replace(actions=one.actions / 8) for one in LOG]
+            )
+        ],
+        tmp_path / "usual",
+        action_low=[-1],
+        action_high=[1],
+    )
+    assert not usual.origin.units.maps_actions
+    assert load_dataset(data=usual.path).units == sorl.Units()
+
+    first = import_files([path], tmp_path / "first", standardize=True)
+    observations = np.asarray(load_dataset(data=first.path).observations, np.float64)
+    np.testing.assert_allclose(observations.mean(axis=0), 0, atol=1e-5)
+    np.testing.assert_allclose(observations.std(axis=0), 1, atol=1e-5)
+    half = logs.write_npz(tmp_path / "half.npz", LOG[:2])
+    second = import_files([half], tmp_path / "second", like=first.path)
+    assert second.origin.units == first.origin.units
+    mixed = load_dataset(data=[f"{first.path}:0.7", f"{second.path}:0.3"])
+    assert mixed.units == first.origin.units
+    assert "--like" in refusal([half], tmp_path / "no", like=first.path, standardize=True)
+    alone = import_files([half], tmp_path / "alone")
+    with pytest.raises(InputError, match=r"other units.*--like"):
+        load_dataset(data=[first.path, alone.path])
+
+
+def test_transitions_in_any_order_are_kept_exactly(rng: np.random.Generator) -> None:
+    rows = {
+        "observations": np.concatenate([one.observations[:-1] for one in LOG]),
+        "next_observations": np.concatenate([one.observations[1:] for one in LOG]),
+        "actions": np.concatenate([one.actions for one in LOG]),
+        "rewards": np.concatenate([one.rewards for one in LOG]),
+        "terminations": logs.flat(LOG)["terminals"],
+    }
+    ordered = sorl.Dataset.from_transitions(**rows)
+    order = rng.permutation(len(rows["rewards"]))
+    shuffled = sorl.Dataset.from_transitions(**{k: v[order] for k, v in rows.items()})
+
+    def told(dataset: sorl.Dataset) -> list[tuple[float, ...]]:
+        found = [dataset.transition(row, 0) for row in dataset.valid_rows]
+        return sorted(
+            tuple(
+                float(x)
+                for leaf in (t.observation, t.action, t.reward, t.mask, t.next_observation)
+                for x in np.ravel(leaf)
+            )
+            for t in found
+        )
+
+    assert told(ordered) == told(shuffled)
+    assert ordered.statistics().episodes == len(LOG)
+    assert ordered.units == shuffled.units
+    assert ordered.statistics().transitions == len(rows["rewards"])
+
+
+def test_rows_of_a_table_in_another_order_are_sorted(tmp_path: Path) -> None:
+    folder = logs.write_lerobot(tmp_path / "lerobot", LOG)
+    tables = [pa.parquet.read_table(file) for file in sorted(folder.rglob("*.parquet"))]
+    whole = pa.concat_tables(tables)
+    order = np.random.default_rng(0).permutation(len(whole))
+    pa.parquet.write_table(whole.take(order), tmp_path / "shuffled.parquet")
+    made = import_files([tmp_path / "shuffled.parquet"], tmp_path / "sorted")
+    straight = import_files([folder], tmp_path / "straight")
+    with np.load(made.path) as one, np.load(straight.path) as other:
+        for name in ("observations", "actions", "rewards", "masks", "terminals"):
+            np.testing.assert_array_equal(one[name], other[name])
+
+
+def test_a_gap_in_the_count_of_steps_ends_an_episode(tmp_path: Path) -> None:
+    (one,) = logs.episodes((9,))
+    folder = logs.write_lerobot(tmp_path / "lerobot", [one])
+    (file,) = folder.rglob("*.parquet")
+    table = pa.parquet.read_table(file)
+    kept = pa.concat_tables([table.slice(0, 4), table.slice(5)])
+    pa.parquet.write_table(kept, tmp_path / "gap.parquet")
+    report = import_files([tmp_path / "gap.parquet"], tmp_path / "gap").report
+    assert (report.episodes, report.seams, report.transitions) == (2, 1, 3 + 4)
+    assert any("1 places" in sentence for sentence in report.suspicious)
+
+
+def test_the_report_tells_what_looks_wrong() -> None:
+    from sorl.data.inspection import inspect
+    from sorl.data.ranges import learn_units
+
+    log = logs.episodes((6,) * 20)
+    rows = []
+    for one in [*log, log[0]]:
+        observations = one.observations.copy()
+        observations[:, 1] = 3
+        observations[:, 2] *= 1000
+        actions = one.actions.copy()
+        actions[1:, 0] = np.clip(actions[1:, 0], 4, 4.1)
+        rows.append(
+            {"observations": observations, "actions": actions, "rewards": one.rewards * 0 - 1}
+        )
+    rows[3]["actions"][2, 1] = 900
+    columns = [columns_of("x", {**row, "terminations": True}, whole=True) for row in rows]
+    logged = assemble(columns, rewards="logged", source="x")
+    found = inspect(logged, learn_units(logged.observations, logged.actions), unused=["lidar"])
+    sentences = " ".join(found.suspicious)
+    for expected in (
+        "not used: lidar",
+        "all episodes terminate after exactly 6 transitions",
+        "all rewards are -1",
+        "action entry 2 is always 7.5",
+        "entries that never change: 1",
+        "--standardize",
+        "repeat an earlier observation and action exactly",
+    ):
+        assert expected in sentences
+    assert found.returns.least == found.returns.largest == -6
+    assert found.duplicate_transitions == pytest.approx(6 / (21 * 6))
+    assert sum(found.action_histograms[0]) == found.transitions == 21 * 6
+    # Two entries vary, by hand: (Σλ)² / Σλ² of their correlation matrix.
+    varying = logged.observations[:, [0, 2]].astype(np.float64)
+    eigenvalues = np.linalg.eigvalsh(np.corrcoef(varying.T))
+    assert found.effective_dimensions == pytest.approx(
+        eigenvalues.sum() ** 2 / (eigenvalues**2).sum(), rel=1e-4
+    )
+
+
+# Wrong files.
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    for name, write, _ in WRITERS.values():
+        write(folder / name, LOG)
+    (parquet, *_) = (folder / "lerobot").rglob("*.parquet")
+    shutil.copy(parquet, folder / "log.parquet")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["log.npz", "log.hdf5", "demos.h5", "log.parquet", "log.csv"])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_flipped_and_missing_bytes_give_one_sentence_or_a_data_set(
+    name: str, whole: Path, tmp_path: Path, data: st.DataObject
+) -> None:
+    content = bytearray((whole / name).read_bytes())
+    if data.draw(st.booleans(), "cut"):
+        content = content[: data.draw(st.integers(0, len(content) - 1), "length")]
+    else:
+        for _ in range(data.draw(st.integers(1, 5), "flips")):
+            content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+    path = tmp_path / name
+    path.write_bytes(content)
+    message = refused(path, tmp_path / "out")
+    assert message is None or ("\n" not in message and str(path) in message)
+
+
+arrays = st.sampled_from(
+    [
+        np.zeros((5, 2)),
+        np.zeros((5, 2), np.uint8),
+        np.zeros((4, 2)),
+        np.zeros(5),
+        np.zeros(5, bool),
+        np.full(5, 2),
+        np.zeros((5, 3, 3, 3), np.uint8),
+        np.full((5, 2), np.nan),
+        np.array(["a"] * 5),
+        np.zeros((0, 2)),
+        np.float64(1),
+        np.full((5, 2), 1e300),
+        np.zeros((5, 0)),
+        np.zeros(5, np.complex64),
+    ]
+)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    found=st.dictionaries(
+        st.sampled_from(
+            ["observations", "actions", "rewards", "terminals", "timeouts", "next_observations"]
+        ),
+        arrays,
+    ),
+    kind=st.sampled_from(["npz", "h5"]),
+)
+def test_arrays_of_any_kind_give_one_sentence_or_a_data_set(
+    found: dict[str, np.ndarray], kind: str, tmp_path: Path
+) -> None:
+    path = tmp_path / f"odd.{kind}"
+    if kind == "npz":
+        np.savez(path, **found)  # pyright: ignore[reportArgumentType]
+    else:
+        with h5py.File(path, "w") as file:
+            for name, array in found.items():
+                if array.dtype.kind != "U":
+                    file.create_dataset(name, data=array)
+    message = refused(path, tmp_path / "out")
+    if message is None:
+        load_dataset(data=tmp_path / "out.npz")
+    else:
+        assert "\n" not in message
+        assert str(path) in message
+
+
+def _columns(rows: list[list[str]]) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        with path.open("w", newline="") as file:
+            csv.writer(file).writerows(rows)
+
+    return write
+
+
+HEADER = ["obs_0", "action_0", "reward", "terminated"]
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "expected"),
+    [
+        ("a.csv", _columns([HEADER, ["1", "2", "3"]]), "line 2 has 3 cells"),
+        ("a.csv", _columns([HEADER, ["1", "x", "3", "0"]]), "action_0, row 0: 'x' is no number"),
+        ("a.csv", _columns([HEADER, ["1", "", "3", "0"]]), "'' is no number"),
+        ("a.csv", _columns([HEADER]), "no rows"),
+        ("a.csv", _columns([[]]), "header of different names"),
+        ("a.csv", _columns([["a", "a"]]), "header of different names"),
+        ("a.csv", _columns([HEADER, ["1", "2", "3", "7"]]), "neither 0 nor 1"),
+        ("a.csv", _columns([HEADER, ["inf", "2", "3", "0"]]), "not a finite number"),
+        ("a.csv", _columns([HEADER, ["1", "2", "3", "0"]]), "no transition is left"),
+        ("a.csv", lambda path: path.write_bytes(b"\xff\xfe"), "damaged"),
+        ("a.csv", lambda path: None, "no such file"),
+        ("a.pkl", lambda path: path.write_bytes(b""), "cannot be imported"),
+        ("a", lambda path: path.mkdir(), "holds no file"),
+    ],
+)
+def test_wrong_files(
+    name: str, write: Callable[[Path], Any], expected: str, tmp_path: Path
+) -> None:
+    write(tmp_path / name)
+    assert expected in refusal([tmp_path / name], tmp_path / "out")
+    assert not (tmp_path / "out.npz").exists()
+
+
+def test_ragged_and_empty_cells_of_parquet(tmp_path: Path) -> None:
+    base = {
+        "observation.state": [[1.0], [2.0]],
+        "action": [[1.0], [2.0]],
+        "next.reward": [0.0, 1.0],
+    }
+    for column, values, expected in (
+        ("action", [[1.0], [2.0, 3.0]], "rows of 1 to 2 entries"),
+        ("action", [[1.0], None], "1 empty cells"),
+        ("action", [[1.0], [None]], "1 empty entries"),
+    ):
+        pa.parquet.write_table(pa.table({**base, column: values}), tmp_path / "a.parquet")
+        assert expected in refusal([tmp_path / "a.parquet"], tmp_path / "out")
+
+
+def test_different_sizes_and_a_set_of_sorl_itself(tmp_path: Path) -> None:
+    one = logs.write_npz(tmp_path / "one.npz", LOG)
+    narrow = [o._replace(actions=o.actions[:, :2]) for o in LOG]
+    two = logs.write_npz(tmp_path / "two.npz", narrow)
+    assert "different sizes apart" in refusal([one, two], tmp_path / "out")
+    made = import_files([one], tmp_path / "made")
+    assert "already" in refusal([made.path], tmp_path / "again")
+    assert "--overwrite" in refusal([one], tmp_path / "made")
+    assert "at least one file" in refusal([], tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "extra"),
+    [("log.hdf5", "h5py", "hdf5"), ("log.parquet", "pyarrow", "parquet")],
+)
+def test_a_missing_package_is_named(
+    name: str,
+    package: str,
+    extra: str,
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    imported = builtins.__import__
+
+    def without(module: str, *arguments: Any, **options: Any) -> Any:
+        if module.partition(".")[0] == package:
+            raise ImportError(f"No module named {package!r}")
+        return imported(module, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    assert f"sorl[{extra}]" in refusal([whole / name], tmp_path / "out")
+
+
+@given(
+    lengths=st.lists(st.integers(1, 6), min_size=1, max_size=6),
+    terminated=st.lists(st.booleans(), min_size=6, max_size=6),
+    with_next=st.booleans(),
+)
+def test_assembling_equals_plain_python(
+    lengths: list[int], terminated: list[bool], with_next: bool
+) -> None:
+    log = [
+        one._replace(terminated=over)
+        for one, over in zip(logs.episodes(tuple(lengths)), terminated, strict=False)
+    ]
+    flat = logs.flat(log)
+    names = {"terminals": "terminations", "timeouts": "truncations"}
+    roles = {names.get(name, name): array for name, array in flat.items()}
+    if with_next:
+        roles["next_observations"] = np.concatenate([one.observations[1:] for one in log])
+    # A single truncated step whose successor nobody knows is nothing.
+    kept = [one for one in log if with_next or one.terminated or len(one.rewards) > 1]
+    if not kept:
+        with pytest.raises(InputError, match="no transition is left"):
+            assemble([columns_of("log", roles)], rewards="logged", source="log")
+        return
+    found = assemble([columns_of("log", roles)], rewards="logged", source="log")
+    expected = logs.expected(kept, last_is_known=with_next)
+    np.testing.assert_array_equal(found.observations, expected["observations"])
+    np.testing.assert_array_equal(found.actions, expected["actions"])
+    np.testing.assert_array_equal(found.rewards, expected["rewards"])
+    np.testing.assert_array_equal(found.masks, expected["masks"])
+    np.testing.assert_array_equal(found.ends, expected["terminals"])
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = logs.write_csv(tmp_path / "log.csv", LOG)
+    command = ["import", str(path), "--out", str(tmp_path / "mine")]
+    assert cli.run(command) == 0
+    told = capsys.readouterr().out
+    assert "observations: obs_0, obs_1, obs_2" in told
+    assert "4 episodes of 2 to 7 transitions" in told
+    assert cli.run(command) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert cli.run([*command, "--overwrite", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["episodes"] == 4
