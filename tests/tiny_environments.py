@@ -82,6 +82,41 @@ class Moody(Reach):
         return super().reset(seed=int.from_bytes(os.urandom(4)))
 
 
+class Push(gymnasium.Env):
+    """A mass that is pushed along a line, by -2 to 3 newtons, towards a goal; goes on there.
+
+    Observations are a dictionary whose keys are not in the order of their names.
+    """
+
+    observation_space = gymnasium.spaces.Dict(
+        {
+            "observation": gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float64),
+            "desired_goal": gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float64),
+            "contact": gymnasium.spaces.Discrete(3),
+        }
+    )
+    action_space = gymnasium.spaces.Box(np.float32(-2), np.float32(3), (1,), np.float32)
+
+    def _observation(self) -> dict[str, Any]:
+        return {
+            "observation": self.state.copy(),
+            "desired_goal": self.goal.copy(),
+            "contact": int(np.sign(self.state[1])) + 1,
+        }
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
+        super().reset(seed=seed)
+        self.state, self.goal = np.zeros(2), self.np_random.uniform(0.5, 1, 1)
+        return self._observation(), {"success": False}
+
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict]:
+        assert self.action_space.contains(action), action
+        self.state = self.state + np.array([self.state[1], float(action[0]) / 10])
+        near = bool(abs(self.state[0] - self.goal[0]) < 0.3)
+        lost = bool(abs(self.state[0]) > 5)
+        return self._observation(), float(near), lost, False, {"success": near}
+
+
 def register(name: str, kind: Any, max_episode_steps: int | None = 12, trouble: str = "") -> None:
     gymnasium.register(name, kind, max_episode_steps=max_episode_steps, kwargs={"trouble": trouble})
 
@@ -96,3 +131,6 @@ register("ReachDiscrete-v0", Discrete)
 register("ReachLarge-v0", Large)
 register("ReachPicture-v0", Picture)
 register("ReachWide-v0", Wide)
+gymnasium.register(
+    "Push-v0", "tiny_environments:Push", max_episode_steps=8, disable_env_checker=True
+)

@@ -25,11 +25,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree
 
 from sorl import inference
-from sorl.algorithm import AbstractAlgorithm, AbstractPolicy, AbstractScoredPolicy, in_units
+from sorl.algorithm import AbstractAlgorithm, AbstractPolicy, AbstractScoredPolicy
 from sorl.data.dataset import Dataset
 from sorl.fitted_q import Evidence, fitted_q
 from sorl.types import Member
-from sorl.units import USUAL
 
 ROWS = 10_000
 """Most transitions that fitted Q evaluation learns from, drawn from the training episodes."""
@@ -81,7 +80,7 @@ def evaluate_off_policy(
         fitted_q_updates: updates of fitted Q evaluation; 0 leaves it out.
         seed: seed of everything random here.
     """
-    policies = in_units(eqx.filter_vmap(algorithm.policy)(states), USUAL)
+    policies = eqx.filter_vmap(algorithm.policy)(states)  # between networks, without units
     keys = jax.random.split(jax.random.key(seed), 4)
     random = np.random.default_rng(seed)
     places = np.array([training.tasks.index(member.task) for member in members])

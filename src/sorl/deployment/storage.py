@@ -186,7 +186,8 @@ def _rebuild(
         units = Units.parse(description.get("units"))
         units.check_sizes(spec.observation_size, spec.action_size)
         skeleton = eqx.filter_eval_shape(
-            lambda key: algorithm.policy(algorithm.init(spec, key=key)), jax.random.key(0)
+            lambda key: in_units(algorithm.policy(algorithm.init(spec, key=key)), units),
+            jax.random.key(0),
         )
     except InputError as error:
         raise InputError(f"{folder / _DESCRIPTION} cannot be used: {error}") from error
@@ -196,7 +197,7 @@ def _rebuild(
             f"{folder / _DESCRIPTION} describes a policy that this version cannot build "
             f"({reason}): use the version of sorl that wrote it."
         ) from error
-    return algorithm, spec, in_units(skeleton, units)
+    return algorithm, spec, skeleton
 
 
 def _canonical(value: Any) -> bytes:

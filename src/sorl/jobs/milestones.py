@@ -234,7 +234,7 @@ def _policies(
 ) -> AbstractPolicy:
     # Members may be spread over devices; one device acts for all of them.
     states = jax.device_put(state.algorithm, jax.devices()[0])
-    return in_units(eqx.filter_vmap(algorithm.policy)(states), units)
+    return eqx.filter_vmap(lambda one: in_units(algorithm.policy(one), units))(states)
 
 
 def _mean(values: np.ndarray) -> float:

@@ -76,6 +76,11 @@ def _sentence(run: Results) -> str:
     evaluations = run.evaluations
     subject = f"{run.algorithm} on {run.environment}, {_tasks(evaluations)}"
     best = best_budget(evaluations)
+    if best is None and run.off_policy:
+        return (
+            f"{subject}: trained without an environment, so no success is known; what the data say "
+            "stands below."
+        )
     if best is None:
         return f"{subject}: not evaluated on every task yet."
     scores = evaluations.last("success", best)

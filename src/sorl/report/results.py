@@ -108,6 +108,7 @@ class Results:
         updates_per_second: median training speed, NaN if unknown.
         events: things that happened, such as a seed that was stopped.
         media: pictures and films of rollouts.
+        off_policy: rows of off_policy.csv, of a run without environment.
     """
 
     name: str
@@ -117,6 +118,7 @@ class Results:
     updates_per_second: float
     events: Sequence[Row]
     media: tuple[Path, ...]
+    off_policy: Sequence[Row] = ()
 
     @property
     def algorithm(self) -> str:
@@ -158,6 +160,7 @@ def _read(path: Path, name: str) -> Results:
         updates_per_second=float(np.median(speeds)) if speeds else math.nan,
         events=list(run.events()),
         media=tuple(file for file in media if file.suffix.lower() in MEDIA and file.is_file()),
+        off_policy=run.off_policy(),
     )
 
 

@@ -9,6 +9,7 @@ from html import escape
 import numpy as np
 
 from sorl.report import drawing, figures
+from sorl.report.off_policy import off_policy_section
 from sorl.report.results import LAST, MEDIA, Results
 from sorl.report.statistics import Estimate, bootstrap, mean
 from sorl.report.tables import events_table, results_table, settings_table
@@ -25,6 +26,7 @@ def all_sections(runs: Sequence[Results]) -> str:
         f"<h2>{title}</h2>\n{content}"
         for title, content in (
             ("Success during training", _learning(runs)),
+            ("Off-policy evaluation", off_policy_section(runs)),
             ("Compute at test time", _compute(runs)),
             ("Results", _results(runs)),
             ("Rollouts", _media(runs)),
