@@ -9,7 +9,7 @@
     fitted_q/data           the same estimate of whoever made the log: it should come near to
     return/data             the mean discounted return of the episodes in question
 
-None of this is a score. `CAVEATS` tells what each can and cannot say.
+None of this is a score; the report (`sorl.report.off_policy`) tells what each can and cannot say.
 """
 
 from __future__ import annotations
@@ -40,19 +40,6 @@ BATCHES = 20
 """Batches whose metrics are averaged."""
 OTHER_DISCOUNT = 0.99
 """For methods that have no discount, such as imitation."""
-
-CAVEATS = (
-    "These numbers come from logged data alone; no policy has acted. Losses and errors of held-out "
-    "episodes show whether training generalises or memorises, not whether the policy succeeds: a "
-    "policy that improves on the data is bound to differ from their actions.",
-    "The critic's value of the policy's own actions is optimistic, because the policy was made to "
-    "please it; a gap to its value of the logged actions that keeps growing is a warning.",
-    "Fitted Q evaluation is a separate estimate of the discounted return. Look first at how well "
-    "it does on the data themselves: where fitted_q/data is far from return/data, do not believe "
-    "fitted_q/policy either (truncated episodes, whose returns go on beyond the log, are one "
-    "cause). Where the policy leaves the data the estimate is extrapolation and may be wrong by "
-    "any amount. Try a policy carefully before trusting it.",
-)
 
 
 def evaluate_off_policy(

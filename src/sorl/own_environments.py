@@ -57,7 +57,7 @@ def make_own(environment_id: str, options: dict[str, Any]) -> gymnasium.Env:
             if module:
                 importlib.import_module(module)  # registers its environments
             environment = gymnasium.make(name, **options)
-    except (gymnasium.error.Error, ImportError, AttributeError, TypeError) as error:
+    except (gymnasium.error.Error, ImportError, AttributeError) as error:
         lines = str(error).splitlines()
         reason = lines[0] if lines else type(error).__name__
         raise InputError(

@@ -23,6 +23,7 @@ from sorl.data.origin import read_origin
 from sorl.data.relabel import Relabeller
 from sorl.errors import InputError
 from sorl.own_names import is_own
+from sorl.units import USUAL
 
 Source = Path | str
 """An `.npz` file or `minari:NAME`, with `:WEIGHT` behind it or not."""
@@ -167,8 +168,8 @@ def _load_with_own_rewards(
         with Relabeller(name) as relabeller:
             relabeller.check_sizes(reader.path, observations, actions)
     units = read_origin(reader).units
-    if observations.ndim == 2:  # else refused below
-        units.check_sizes(observations.shape[1], actions.shape[-1])
+    if units != USUAL and observations.ndim == actions.ndim == 2:  # else refused below
+        units.check_sizes(observations.shape[1], actions.shape[1])
         observations = units.network_observations(observations)
     return Dataset.from_arrays(
         observations,

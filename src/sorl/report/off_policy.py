@@ -7,8 +7,20 @@ from html import escape
 
 import numpy as np
 
-from sorl.off_policy import CAVEATS
 from sorl.report.results import Results, Row, number
+
+CAVEATS = (
+    "These numbers come from logged data alone; no policy has acted. Losses and errors of held-out "
+    "episodes show whether training generalises or memorises, not whether the policy succeeds: a "
+    "policy that improves on the data is bound to differ from their actions.",
+    "The critic's value of the policy's own actions is optimistic, because the policy was made to "
+    "please it; a gap to its value of the logged actions that keeps growing is a warning.",
+    "Fitted Q evaluation is a separate estimate of the discounted return. Look first at how well "
+    "it does on the data themselves: where fitted_q/data is far from return/data, do not believe "
+    "fitted_q/policy either (but the return of a truncated episode stops where the log does, and "
+    "the estimate goes on). Where the policy leaves the data the estimate is extrapolation and may "
+    "be wrong by any amount. Try a policy carefully before trusting it.",
+)
 
 _COORDINATES = ("update", "task", "seed", "budget", "held_out_episodes")
 
