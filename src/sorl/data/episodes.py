@@ -13,7 +13,7 @@ Masks are 0 at terminations alone; an episode ends at terminations and at trunca
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -56,6 +56,9 @@ class Logged(NamedTuple):
     too_short: int
 
 
+_COUNTS = ("terminated", "without_successor", "seams", "too_short")
+
+
 def assemble(stretches: Iterable[Columns], *, rewards: RewardRule, source: str) -> Logged:
     """Put stretches of a log one after the other.
 
@@ -91,10 +94,11 @@ def assemble(stretches: Iterable[Columns], *, rewards: RewardRule, source: str) 
                 )
     if not parts:
         raise InputError(f"{source}: there are no episodes.")
-    joined = Logged(
-        *(np.concatenate(arrays) for arrays in zip(*(part[:5] for part in parts), strict=True)),
-        *(sum(counts) for counts in zip(*(part[5:] for part in parts), strict=True)),
-    )
+    together: dict[str, Any] = {}
+    for name in Logged._fields:
+        values = [getattr(part, name) for part in parts]
+        together[name] = sum(values) if name in _COUNTS else np.concatenate(values)
+    joined = Logged(**together)
     if not len(joined.ends):
         raise InputError(
             f"{source}: no transition is left, since every episode has a single step whose "

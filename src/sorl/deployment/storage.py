@@ -83,7 +83,7 @@ def save_policy(
     folder = Path(folder)
     arrays = leaves.named(policy)
     tensors = safetensors.numpy.save({name: leaves.to_host(a) for name, a in arrays.items()})
-    description = {
+    description: dict[str, Any] = {
         "format": FORMAT if policy.units == USUAL else FORMAT_WITH_UNITS,
         "algorithm": algorithms.describe(algorithm),
         "spec": dataclasses.asdict(spec),

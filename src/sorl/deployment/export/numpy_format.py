@@ -45,7 +45,7 @@ def write(folder: Path, contents: Contents) -> None:
             f'{{"steps": {steps}, "noise_shape": {noise_shape},\n'
             f'"candidates": {_text(candidates)},\n"score": {_text(score)}}}'
         )
-    head = {
+    head: dict[str, Any] = {
         "observation_size": contents.spec.observation_size,
         "action_size": contents.spec.action_size,
         "steps": contents.default.steps,
