@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from finished_run import ENVIRONMENT, evaluations_without_clock
-from sorl import algorithms
+from sorl.algorithms.bc import BC
 from sorl.jobs import Job
 from sorl.jobs.scoring import Scoring, scores
 from sorl.launch.progress import updates_done
@@ -42,7 +42,7 @@ def work(folder: Path, data: Path, *, seed: int = 0, **changes: Any) -> Work:
         **changes,
     }
     scorings = () if settings["environment"] is None else SCORINGS
-    algorithm = algorithms.get("bc")(hidden=(16, 16))
+    algorithm = BC(hidden=(16, 16))
     return Work(folder.name, folder, algorithm, Job(**settings), scorings)
 
 

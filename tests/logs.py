@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet
+import pyarrow.parquet as pq
 
 
 class Episode(NamedTuple):
@@ -140,7 +140,7 @@ def write_lerobot(folder: Path, log: list[Episode], *, success: bool = True) -> 
         if success:
             columns["next.success"] = pa.array(last & one.terminated)
         path = folder / f"data/chunk-000/episode_{number:06d}.parquet"
-        pa.parquet.write_table(pa.table(columns), path)
+        pq.write_table(pa.table(columns), path)
     return folder
 
 

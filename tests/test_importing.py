@@ -13,7 +13,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -192,7 +192,7 @@ def test_units_are_given_taken_over_and_standardise(tmp_path: Path) -> None:
 
 
 def test_transitions_in_any_order_are_kept_exactly(rng: np.random.Generator) -> None:
-    rows = {
+    rows: dict[str, Any] = {
         "observations": np.concatenate([one.observations[:-1] for one in LOG]),
         "next_observations": np.concatenate([one.observations[1:] for one in LOG]),
         "actions": np.concatenate([one.actions for one in LOG]),
@@ -222,10 +222,10 @@ def test_transitions_in_any_order_are_kept_exactly(rng: np.random.Generator) -> 
 
 def test_rows_of_a_table_in_another_order_are_sorted(tmp_path: Path) -> None:
     folder = logs.write_lerobot(tmp_path / "lerobot", LOG)
-    tables = [pa.parquet.read_table(file) for file in sorted(folder.rglob("*.parquet"))]
+    tables = [pq.read_table(file) for file in sorted(folder.rglob("*.parquet"))]
     whole = pa.concat_tables(tables)
     order = np.random.default_rng(0).permutation(len(whole))
-    pa.parquet.write_table(whole.take(order), tmp_path / "shuffled.parquet")
+    pq.write_table(whole.take(order), tmp_path / "shuffled.parquet")
     made = import_files([tmp_path / "shuffled.parquet"], tmp_path / "sorted")
     straight = import_files([folder], tmp_path / "straight")
     with np.load(made.path) as one, np.load(straight.path) as other:
@@ -237,9 +237,9 @@ def test_a_gap_in_the_count_of_steps_ends_an_episode(tmp_path: Path) -> None:
     (one,) = logs.episodes((9,))
     folder = logs.write_lerobot(tmp_path / "lerobot", [one])
     (file,) = folder.rglob("*.parquet")
-    table = pa.parquet.read_table(file)
+    table = pq.read_table(file)
     kept = pa.concat_tables([table.slice(0, 4), table.slice(5)])
-    pa.parquet.write_table(kept, tmp_path / "gap.parquet")
+    pq.write_table(kept, tmp_path / "gap.parquet")
     report = import_files([tmp_path / "gap.parquet"], tmp_path / "gap").report
     assert (report.episodes, report.seams, report.transitions) == (2, 1, 3 + 4)
     assert any("1 places" in sentence for sentence in report.suspicious)
@@ -414,7 +414,7 @@ def test_ragged_and_empty_cells_of_parquet(tmp_path: Path) -> None:
         ("action", [[1.0], None], "1 empty cells"),
         ("action", [[1.0], [None]], "1 empty entries"),
     ):
-        pa.parquet.write_table(pa.table({**base, column: values}), tmp_path / "a.parquet")
+        pq.write_table(pa.table({**base, column: values}), tmp_path / "a.parquet")
         assert expected in refusal([tmp_path / "a.parquet"], tmp_path / "out")
 
 

@@ -113,9 +113,9 @@ def test_workers_run_the_environment_in_its_own_units(
         plain = gymnasium.make("Push-v0")
         observation, _ = plain.reset(seed=3)
         np.testing.assert_array_equal(record["observation"], vector(observation))
-        success, total = False, 0.0
+        success, total, over, info = False, 0.0, False, {}
         for step in range(8):
-            action = np.float32([3.0 if step < 3 else 0.5])
+            action = np.asarray([3.0 if step < 3 else 0.5], np.float32)
             # What rounding puts a little over the bounds is put back.
             record = environments.step(0, action + np.float32(1e-6))
             observation, reward, _, over, info = plain.step(action)

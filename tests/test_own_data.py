@@ -39,7 +39,7 @@ UNITS = Units(
     observation_mean=(50.0, 40.0, -3.0),
     observation_scale=(2.0, 0.5, 1.0),
 )
-LOW, HIGH = np.float32(UNITS.action_low), np.float32(UNITS.action_high)
+LOW, HIGH = np.asarray(UNITS.action_low, np.float32), np.asarray(UNITS.action_high, np.float32)
 
 finite = st.floats(-1e6, 1e6, width=32)
 
@@ -68,10 +68,12 @@ def test_the_action_map_and_its_inverse(
     # The ends come back exactly, and nothing ever leaves the range.
     for end, bound in ((-1, low), (1, high)):
         exact = units.to_user_arrays(np.full(len(low), end, np.float32))
-        narrow = np.float32(high) - np.float32(low)
-        np.testing.assert_allclose(exact, np.float32(bound), atol=float(2e-7 * narrow.max()) + 1e-9)
-    far = units.to_user_arrays(np.float32([100] * len(low)))
-    np.testing.assert_array_equal(far, np.float32(high))
+        narrow = np.asarray(high, np.float32) - np.asarray(low, np.float32)
+        np.testing.assert_allclose(
+            exact, np.asarray(bound, np.float32), atol=float(2e-7 * narrow.max()) + 1e-9
+        )
+    far = units.to_user_arrays(np.asarray([100] * len(low), np.float32))
+    np.testing.assert_array_equal(far, np.asarray(high, np.float32))
     assert Units.parse(units.describe()) == units
 
 
@@ -122,8 +124,8 @@ def test_policies_act_in_the_users_units(
     bare, user = pair
     assert user.units == UNITS
     observations = rng.normal(50, 20, (16, 3)).astype(np.float32)
-    seen = (observations - np.float32(UNITS.observation_mean)) * (
-        1 / np.float32(UNITS.observation_scale)
+    seen = (observations - np.asarray(UNITS.observation_mean, np.float32)) * (
+        1 / np.asarray(UNITS.observation_scale, np.float32)
     )
     for best_of in (1, 6):
         acted = user.act(observations, steps=2, best_of=best_of, key=0)
@@ -219,7 +221,10 @@ def test_a_run_without_environment_acts_and_exports(
     assert policy.units == dataset.units
     observation = logs.episodes()[0].observations[:3]
     acted = policy.act(observation, steps=2, best_of=2, key=0)
-    low, high = np.float32(policy.units.action_low), np.float32(policy.units.action_high)
+    low, high = (
+        np.asarray(policy.units.action_low, np.float32),
+        np.asarray(policy.units.action_high, np.float32),
+    )
     assert ((acted >= low) & (acted <= high)).all()
     assert (acted[:, 2] == 7.5).all()
     command = f"export {trained / 'run'} --format numpy --out {tmp_path / 'out'} --budgets 1x1 2x2"

@@ -102,7 +102,7 @@ def config_of(algorithm: AbstractAlgorithm[Any], job: Job, dataset: Dataset) -> 
             "wandb": job.wandb,
         },
         "dataset": {
-            "path": _paths(job.data),
+            "path": paths(job.data),
             "fingerprint": dataset.fingerprint,
             "rows": int(dataset.observations.shape[0]),
         },
@@ -147,7 +147,7 @@ def job_of(config: Mapping[str, Any]) -> tuple[Job, AbstractAlgorithm[Any], str]
                 "environment": config["environment"],
                 "tasks": _whole_numbers(config["tasks"]),
                 "seeds": _whole_numbers(config["seeds"]),
-                "data": _sources(data),
+                "data": sources(data),
                 "budgets": tuple(Budget.parse(text) for text in settings["budgets"]),
             }
         )
@@ -162,16 +162,16 @@ def _off_policy(job: Job) -> dict[str, Any]:
     return {"held_out": job.held_out, "fitted_q_updates": job.fitted_q_updates}
 
 
-def _paths(data: Source | tuple[Source, ...] | None) -> str | list[str] | None:
+def paths(data: Source | tuple[Source, ...] | None) -> str | list[str] | None:
     """Absolute paths, so that the run can be resumed from any folder; names as they are."""
     if isinstance(data, tuple):
-        return [str(_paths(source)) for source in data]
+        return [str(paths(source)) for source in data]
     if data is None or str(data).startswith(SCHEME):
         return data if data is None else str(data)
     return str(Path(data).expanduser().absolute())
 
 
-def _sources(path: str | list[str] | None) -> Source | tuple[Source, ...] | None:
+def sources(path: str | list[str] | None) -> Source | tuple[Source, ...] | None:
     """The inverse of `_paths`."""
     if isinstance(path, list):
         return tuple(map(source_of, path))

@@ -16,7 +16,7 @@ from sorl import algorithms, files
 from sorl.algorithm import AbstractAlgorithm
 from sorl.choices import Choice
 from sorl.errors import InputError
-from sorl.jobs.job import Job, settings_of
+from sorl.jobs.job import Job, paths, settings_of, sources
 from sorl.jobs.outcome import diverged, ended, is_run
 from sorl.jobs.scoring import Scoring, complete, score
 from sorl.jobs.work import start
@@ -131,7 +131,7 @@ class Work:
 
     def _as_json(self) -> dict[str, Any]:
         job = dataclasses.asdict(self.job)
-        job["data"] = None if self.job.data is None else str(self.job.data.expanduser().absolute())
+        job["data"] = paths(self.job.data)
         job["budgets"] = list(map(str, self.job.budgets))
         scorings = [
             dataclasses.asdict(scoring)
@@ -158,11 +158,7 @@ def _budgets(values: Any) -> tuple[Budget, ...]:
     return tuple(map(Budget.parse, values))
 
 
-def _path(value: Any) -> Path | None:
-    return None if value is None else Path(value)
-
-
-_JOB = {"tasks": _numbers, "seeds": _numbers, "budgets": _budgets, "data": _path}
+_JOB = {"tasks": _numbers, "seeds": _numbers, "budgets": _budgets, "data": sources}
 
 
 def _scoring(values: Any) -> Scoring:
