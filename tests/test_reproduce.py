@@ -524,6 +524,29 @@ def test_the_results_of_one_scale_are_not_drawn_as_another(
         redraw(task, "figure1")
 
 
+def test_where_runs_are_made_is_chosen_at_the_command_line(
+    target: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["reproduce", "figure1", "--out", str(tmp_path / "out"), "--launch"]
+    assert cli.run([*command, "slurm", "--sbatch=--gres=gpu:1"]) == 0
+    script = tmp_path / "out" / "array.sbatch"
+    text = script.read_text()
+    assert "--array=0-1" in text
+    assert "--gres=gpu:1" in text
+    folders = Path(f"{script}.folders").read_text().split()
+    assert [Work.read(folder).name for folder in folders] == [Path(f).name for f in folders]
+
+    asked: list[str] = []
+
+    def launch(works: Sequence[Work], *, address: str) -> list[Standing]:
+        asked.append(address)
+        return [Standing(work, "failed", message="no luck.") for work in works]
+
+    monkeypatch.setattr("sorl.launch.ray_cluster.launch", launch)
+    assert cli.run([*command, "ray", "--address", "head:6379"]) == 2
+    assert asked == ["head:6379"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

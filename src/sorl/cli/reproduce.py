@@ -29,6 +29,7 @@ def _reproduce(
     redraw: bool = False,
     launch: Literal["local", "ray", "slurm"] = "local",
     address: str = "auto",
+    sbatch: tuple[str, ...] = (),
 ) -> None:
     """Make figures and tables of SORL's paper: what exists is not made again.
 
@@ -48,7 +49,8 @@ def _reproduce(
         redraw: draw from the rows in the results alone; nothing is run.
         launch: where runs are made: local (one on each core or GPU of this machine), ray (on a
             running Ray cluster), or slurm (write an array script and stop).
-        address: of the Ray cluster.
+        address: of the Ray cluster, HOST:PORT of its head.
+        sbatch: options of the array script, such as --sbatch=--gres=gpu:1.
     """
     from sorl.console import show_progress
     from sorl.experiments import reproduce
@@ -70,7 +72,7 @@ def _reproduce(
             print(f"wrote {task.results / target}")
         return
     if launch == "slurm":
-        _write_slurm(task)
+        _write_slurm(task, sbatch)
         return
 
     def launched(works: Sequence[Work]) -> Sequence[Standing]:
@@ -133,14 +135,14 @@ def _plan(task: Reproduction) -> None:
             print(f"{target}: {sum(p.done() for p in pieces)} of {len(pieces)} measurements made")
 
 
-def _write_slurm(task: Reproduction) -> None:
+def _write_slurm(task: Reproduction, options: Sequence[str]) -> None:
     from sorl.experiments.cells import data_files
     from sorl.experiments.reproduce import make_data
     from sorl.launch import slurm
 
     cells = task.cells()
     make_data(data_files(cells, task.data), task.scale)
-    script = slurm.write(task.works(cells), task.store / "array.sbatch")
+    script = slurm.write(task.works(cells), task.store / "array.sbatch", options=options)
     print(f"wrote {script}: submit it, then run the same command with --launch local to draw.")
 
 
