@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     import gymnasium
 
 
-def make_own(environment_id: str, options: dict[str, Any]) -> Any:
-    """Make one: an `InOwnUnits`, all of a `gymnasium.Env` that a worker asks for.
+def make_own(environment_id: str, options: dict[str, Any]) -> InOwnUnits:
+    """Make one.
 
     Args:
         environment_id: see the head of this file.
