@@ -201,7 +201,9 @@ def test_transitions_in_any_order_are_kept_exactly(rng: np.random.Generator) -> 
     }
     ordered = sorl.Dataset.from_transitions(**rows)
     order = rng.permutation(len(rows["rewards"]))
-    shuffled = sorl.Dataset.from_transitions(**{k: v[order] for k, v in rows.items()})
+    shuffled = sorl.Dataset.from_transitions(
+        **dict[str, Any]((k, v[order]) for k, v in rows.items())
+    )
 
     def told(dataset: sorl.Dataset) -> list[tuple[float, ...]]:
         found = [dataset.transition(row, 0) for row in dataset.valid_rows]

@@ -115,7 +115,7 @@ def test_workers_run_the_environment_in_its_own_units(
         np.testing.assert_array_equal(record["observation"], vector(observation))
         success, total, over, info = False, 0.0, False, {}
         for step in range(8):
-            action = np.asarray([3.0 if step < 3 else 0.5], np.float32)
+            action = np.array([3.0 if step < 3 else 0.5], np.float32)
             # What rounding puts a little over the bounds is put back.
             record = environments.step(0, action + np.float32(1e-6))
             observation, reward, _, over, info = plain.step(action)
