@@ -289,9 +289,12 @@ def test_figure_2_says_what_best_of_8_adds() -> None:
 
     rows = made_rows(success, trained=figure2.TRAINED, budgets=[*SINGLE, *stars])
     sentences = figure2.findings(rows, LAPTOP)
-    assert len(sentences) == 3
-    assert "one candidate 40% [40, 40], best of 8 30% [30, 30], typical-2 of 8 90%" in sentences[0]
-    assert "beats one candidate with probability 0% [0, 0]" in sentences[0]
+    assert len(sentences) == 8
+    assert "M^BTT = 1, one candidate in 1, 2, 4, 8 steps: 40% [40, 40], 40%" in sentences[0]
+    assert "one candidate 40% [40, 40], best of 8 30% [30, 30], typical-2 of 8 90%" in sentences[1]
+    assert "M^BTT = 8 reaches 40% [40, 40] with one. Best-of-8 beats one" in sentences[1]
+    assert "with probability 0% [0, 0]" in sentences[1]
+    assert "reaches" not in sentences[7]
 
 
 def test_figure_4_compares_one_step_with_as_many_as_were_trained() -> None:

@@ -87,20 +87,27 @@ def findings(rows: Rows, scale: Scale) -> list[str]:
     for environment in rows.values("environment"):
         here = rows.where(environment=environment)
         full = here.where(backprop_steps=TRAINED[-1], steps=most, best_of=1)
-        for trained in TRAINED[:-1]:
+        whole = looks.percent_interval(full.estimate())
+        for trained in TRAINED:
+            alone = here.where(backprop_steps=trained, best_of=1)
+            values = (alone.where(steps=k).estimate() for k in STEPS)
+            found.append(
+                f"{environment}, M^BTT = {trained}, one candidate in {', '.join(map(str, STEPS))} "
+                f"steps: {', '.join(map(looks.percent_interval, values))}."
+            )
             at = here.where(backprop_steps=trained, steps=most)
             single = at.where(best_of=1)
             by = [at.where(best_of=BEST_OF, choice=str(choice)) for choice in CHOICES]
             if not (full and single and all(by)):
                 continue
             gain = by[0].better_than(single)
-            parts = [single, *by, full]
-            texts = [looks.percent_interval(part.estimate()) for part in parts]
+            texts = [looks.percent_interval(part.estimate()) for part in (single, *by)]
+            reference = f"; M^BTT = {TRAINED[-1]} reaches {whole} with one"
             found.append(
                 f"{environment}, M^BTT = {trained}, {most} steps: one candidate {texts[0]}, best "
-                f"of {BEST_OF} {texts[1]}, {CHOICES[1]} of {BEST_OF} {texts[2]}; M^BTT = "
-                f"{TRAINED[-1]} reaches {texts[3]} with one. Best-of-{BEST_OF} beats one candidate "
-                f"with probability {looks.percent_interval(gain)}."
+                f"of {BEST_OF} {texts[1]}, {CHOICES[1]} of {BEST_OF} {texts[2]}"
+                f"{'' if trained == TRAINED[-1] else reference}. Best-of-{BEST_OF} beats one "
+                f"candidate with probability {looks.percent_interval(gain)}."
             )
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ TERM_NAMES = ("discretisation", "flow-matching", "self-consistency")
 TERM_COLORS = drawing.SERIES[3:6]
 TERM_ALPHA = 0.45
 FLOOR_DASH = (0, (1, 1))
+LETTERS_PER_INCH = 15  # of the note
 
 
 def draw(rows: Rows, note: str) -> Figure:
@@ -65,10 +67,11 @@ def draw(rows: Rows, note: str) -> Figure:
     seeds = len({int(row["seed"]) for row in rows})
     note = ". ".join(note.splitlines())
     text = f"Means over {seeds} seed{'s'[: seeds != 1]}. {note}"
+    lines = textwrap.wrap(text, int(LETTERS_PER_INCH * figure.get_figwidth()))
     engine = figure.get_layout_engine()
     assert engine is not None
-    engine.set(rect=(0, 0.03, 1, 0.97))  # pyright: ignore[reportCallIssue]
-    figure.text(0.01, 0.012, text, fontsize=7.5, color=drawing.MUTED)
+    engine.set(rect=(0, 0.03 * len(lines), 1, 1 - 0.03 * len(lines)))  # pyright: ignore[reportCallIssue]
+    figure.text(0.01, 0.012, "\n".join(lines), fontsize=7.5, color=drawing.MUTED)
     return figure
 
 
