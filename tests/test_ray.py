@@ -113,7 +113,8 @@ def test_a_node_is_killed_and_every_work_is_done(
     thread.join()
     assert [standing.state for standing in standings] == ["done", "done", "failed"]
     assert 2 <= standings[0].attempts <= 3
-    assert (standings[1].attempts, standings[2].attempts) == (1, 1)
+    assert standings[1].attempts == 1
+    assert standings[2].attempts <= 2, "once, but for a try on the node that was dying just then"
     assert "nowhere.npz" in standings[2].message
     for one, other in zip(works, direct, strict=True):
         check_same_results(one, other)

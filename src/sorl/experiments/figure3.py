@@ -8,8 +8,8 @@ the first turn, which compiles, does not count.
 from __future__ import annotations
 
 import dataclasses
-import statistics
 import time
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,9 +22,13 @@ from sorl.experiments.figure2 import TRAINED
 from sorl.experiments.rows import Row, Rows
 from sorl.experiments.scales import Scale
 from sorl.experiments.table1 import METHODS
+from sorl.types import Budget, Spec
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+Built = Sequence[tuple[str, Any]]
+"""Methods by name, each with its algorithm."""
 
 OBSERVATION, ACTION, DATA_ROWS = 28, 5, 100_000
 
@@ -84,39 +88,68 @@ def measure(setting: Setting, on_progress: OnProgress) -> list[Row]:
         for method, values in methods
     ]
     total = len(built) * (setting.turns + 2)
-    rows: list[Row] = []
-    trainings = [_training(algorithm, setting) for _, algorithm in built]
-    seconds: list[list[float]] = [[] for _ in built]
     done = 0
-    for turn in range(setting.turns + 1):
-        for place, training in enumerate(trainings):
-            began = time.perf_counter()
-            next(training)
-            if turn:
-                seconds[place].append(time.perf_counter() - began)
-            done += 1
-            on_progress(done, total)
-    for (method, algorithm), taken in zip(built, seconds, strict=True):
-        label: Row = {"method": method, "backprop_steps": getattr(algorithm, "backprop_steps", 0)}
-        each = [1e6 * one / setting.updates / setting.seeds for one in taken]
-        rows.append(
-            {
-                **label,
-                "phase": "training",
-                "steps": 0,
-                "best_of": 0,
-                "median": statistics.median(each),
-                "low": min(each),
-                "high": max(each),
-                "repeats": len(each),
-            }
-        )
-        own = algorithm.default_budget
-        if method != "sorl" or label["backprop_steps"] == TRAINED[-1]:
-            budgets = [(k, 1) for k in STEPS] if method == "sorl" else [(own.steps, own.best_of)]
-            rows += [label | _latency(algorithm, *budget, setting) for budget in budgets]
+
+    def advance() -> None:
+        nonlocal done
         done += 1
         on_progress(done, total)
+
+    return [*_time_training(built, setting, advance), *_time_decisions(built, setting, advance)]
+
+
+def _label(method: str, algorithm: Any, phase: str, budget: Budget | None) -> Row:
+    return {
+        "method": method,
+        "backprop_steps": getattr(algorithm, "backprop_steps", 0),
+        "phase": phase,
+        "steps": 0 if budget is None else budget.steps,
+        "best_of": 0 if budget is None else budget.best_of,
+    }
+
+
+def _time_training(built: Built, setting: Setting, advance: Callable[[], None]) -> list[Row]:
+    """Microseconds of an update and seed, with the range of the turns."""
+    trainings = [_training(algorithm, setting) for _, algorithm in built]
+    seconds = np.empty((setting.turns + 1, len(built)))
+    for turn, place in np.ndindex(seconds.shape):
+        began = time.perf_counter()
+        next(trainings[place])
+        seconds[turn, place] = time.perf_counter() - began
+        advance()
+    rows = []
+    for (method, algorithm), taken in zip(built, seconds[1:].T, strict=True):
+        each = 1e6 * taken / setting.updates / setting.seeds
+        low, median, high = map(float, (each.min(), np.median(each), each.max()))
+        found = {"median": median, "low": low, "high": high, "repeats": setting.turns}
+        rows.append(_label(method, algorithm, "training", None) | found)
+    return rows
+
+
+def _time_decisions(built: Built, setting: Setting, advance: Callable[[], None]) -> list[Row]:
+    """Milliseconds of a decision, with its 5th and 95th percentile."""
+    ways: list[tuple[Row, Callable[[], object]]] = []
+    for method, algorithm in built:
+        advance()
+        if method != "sorl":
+            budgets = [algorithm.default_budget]
+        elif algorithm.backprop_steps == TRAINED[-1]:
+            budgets = [Budget(k, 1) for k in STEPS]
+        else:
+            continue  # M^BTT makes no difference to a decision
+        for budget in budgets:
+            label = _label(method, algorithm, "inference", budget)
+            ways.append((label, _decision(algorithm, budget)))
+    milliseconds = np.empty((setting.calls, len(ways)))
+    for call, place in np.ndindex(milliseconds.shape):
+        began = time.perf_counter()
+        ways[place][1]()
+        milliseconds[call, place] = 1e3 * (time.perf_counter() - began)
+    rows = []
+    for (label, _), taken in zip(ways, milliseconds.T, strict=True):
+        low, median, high = map(float, np.percentile(taken, [5, 50, 95]))
+        found = {"median": median, "low": low, "high": high, "repeats": setting.calls}
+        rows.append(label | found)
     return rows
 
 
@@ -135,36 +168,24 @@ def _training(algorithm: Any, setting: Setting) -> Any:
     )
 
 
-def _latency(algorithm: Any, steps: int, best_of: int, setting: Setting) -> Row:
-    """Milliseconds for one observation, from host to host, compiled."""
+def _decision(algorithm: Any, budget: Budget) -> Callable[[], object]:
+    """Decides for one observation, from host to host, compiled; called once already."""
     import equinox as eqx
     import jax
 
     from sorl.inference import act
-    from sorl.types import Budget, Spec
 
-    spec = Spec(OBSERVATION, ACTION)
-    policy = algorithm.policy(algorithm.init(spec, key=jax.random.key(0)))
+    policy = algorithm.policy(algorithm.init(Spec(OBSERVATION, ACTION), key=jax.random.key(0)))
     decide = eqx.filter_jit(
-        lambda observation, key: act(policy, observation, budget=Budget(steps, best_of), key=key)
+        lambda observation, key: act(policy, observation, budget=budget, key=key)
     )
     observation, key = np.zeros(OBSERVATION, np.float32), jax.random.key(1)
-    np.asarray(decide(observation, key))
-    taken = []
-    for _ in range(setting.calls):
-        began = time.perf_counter()
-        np.asarray(decide(observation, key))
-        taken.append(1e3 * (time.perf_counter() - began))
-    low, median, high = np.percentile(taken, [5, 50, 95])
-    return {
-        "phase": "inference",
-        "steps": steps,
-        "best_of": best_of,
-        "median": float(median),
-        "low": float(low),
-        "high": float(high),
-        "repeats": len(taken),
-    }
+
+    def decision() -> object:
+        return np.asarray(decide(observation, key))
+
+    decision()
+    return decision
 
 
 def draw(rows: Rows, note: str) -> Figure:
@@ -177,13 +198,13 @@ def draw(rows: Rows, note: str) -> Figure:
         reach = np.stack([values[:, 0] - values[:, 1], values[:, 2] - values[:, 0]])
         colors = [looks.SERIES[0 if row["method"] == "sorl" else 6] for row in here]
         axes.bar(range(len(here)), values[:, 0], yerr=reach, color=colors, capsize=2)
-        axes.set_xticks(range(len(here)), list(map(_label, here)), rotation=60, fontsize=7)
+        axes.set_xticks(range(len(here)), list(map(_tick, here)), rotation=60, fontsize=7)
         axes.set_ylabel(unit)
         axes.set_ylim(bottom=0)
     return figure
 
 
-def _label(row: Row) -> str:
+def _tick(row: Row) -> str:
     name = str(row["method"]).upper()
     if row["phase"] == "inference":
         return f"{name} {row['steps']:g}x{row['best_of']:g}"
