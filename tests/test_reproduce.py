@@ -92,6 +92,12 @@ def test_cells_share_a_folder_exactly_where_all_that_decides_the_run_is_equal() 
     assert len(set(names)) == len(names)
 
 
+def test_what_tells_a_cell_from_the_usual_one() -> None:
+    assert cell(LAPTOP, CUBE, (2,), "sorl").varied == ""
+    made = cell(LAPTOP, CUBE, (2,), "sorl", backprop_steps=2, actor_hidden=(32, 32))
+    assert made.varied == "backprop_steps=2 actor_hidden=32x32"
+
+
 def test_a_run_of_two_experiments_is_one_with_the_scorings_of_both() -> None:
     first = [*figure1.cells(LAPTOP), *figure4.cells(LAPTOP)]
     both = merged([*first, *figure2.cells(LAPTOP)])

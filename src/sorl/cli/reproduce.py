@@ -103,8 +103,8 @@ def _plan(task: Reproduction) -> None:
     cells = task.cells()
     works = task.works(cells)
     table = Table(box=SIMPLE_HEAD)
-    for head in ("run", "seeds", "tasks", "updates done", "cost", "time left here"):
-        table.add_column(head, justify="left" if head == "run" else "right")
+    for head in ("run", "varied", "seeds", "tasks", "updates done", "cost", "time left here"):
+        table.add_column(head, justify="left" if head in ("run", "varied") else "right")
     rate = cost.seconds_per_flop(cells[0]) if cells else 0.0
     total = left = 0.0
     for cell, work in zip(cells, works, strict=True):
@@ -114,6 +114,7 @@ def _plan(task: Reproduction) -> None:
         total, left = total + flops, left + seconds
         table.add_row(
             cell.name,
+            cell.varied,
             str(cell.seeds),
             str(len(cell.tasks)),
             "done" if work.done() else f"{done:,}/{work.job.updates:,}",

@@ -21,6 +21,7 @@ from sorl import algorithms
 from sorl.algorithm import AbstractAlgorithm
 from sorl.data.names import EnvironmentName
 from sorl.experiments.scales import Scale
+from sorl.jobs.grid import text
 from sorl.jobs.job import Job
 from sorl.jobs.scoring import Scoring
 from sorl.launch.work import Work
@@ -78,6 +79,15 @@ class Cell:
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         return f"{self.method}-{self.dataset.removesuffix('-v0')}-{digest[:10]}"
 
+    @property
+    def varied(self) -> str:
+        """What tells it from the method's usual cell, such as `backprop_steps=2`."""
+        usual = algorithms.describe(
+            cell(self.scale, self.dataset, self.tasks, self.method).algorithm
+        )
+        mine = algorithms.describe(self.algorithm)
+        return " ".join(f"{k}={text(v)}" for k, v in mine.items() if usual[k] != v)
+
     def job(self, data: Path | None) -> Job:
         """The job, given the data file."""
         scale = self.scale
@@ -127,7 +137,10 @@ def cell(
         shared["learning_rate"] = scale.learning_rate
     chosen = scale.chosen.get(dataset, {}).get(method, {})
     preset = algorithms.preset(method, dataset)
-    algorithm = algorithms.get(method)(**{**preset, **shared, **chosen, **values})
+    kind = algorithms.get(method)
+    known = {field.name for field in dataclasses.fields(kind)}  # pyright: ignore[reportArgumentType]
+    shared = {name: value for name, value in shared.items() if name in known}
+    algorithm = kind(**{**preset, **shared, **chosen, **values})
     return Cell(scale, dataset, tasks, algorithm, seeds or scale.seeds, scorings)
 
 
