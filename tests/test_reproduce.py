@@ -543,7 +543,11 @@ def test_where_runs_are_made_is_chosen_at_the_command_line(
     assert "--array=0-1" in text
     assert "--gres=gpu:1" in text
     folders = Path(f"{script}.folders").read_text().split()
-    assert [Work.read(folder).name for folder in folders] == [Path(f).name for f in folders]
+    read = [Work.read(folder) for folder in folders]
+    assert [work.name for work in read] == [
+        f"{Path(folder).name} {varied}".strip()
+        for folder, varied in zip(folders, ("", "rate=0.2"), strict=True)
+    ]
 
     asked: list[str] = []
 

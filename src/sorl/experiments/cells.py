@@ -108,7 +108,8 @@ class Cell:
     def work(self, store: Path, data: Path | None) -> Work:
         """The work that makes it."""
         folder = store / "runs" / self.name
-        return Work(self.name, folder, self.algorithm, self.job(data), self.scorings)
+        name = f"{self.name} {self.varied}".strip()  # a hash alone tells a reader nothing
+        return Work(name, folder, self.algorithm, self.job(data), self.scorings)
 
 
 def cell(

@@ -108,7 +108,7 @@ def reproduce(
                     assert measurement is not None  # it has pieces
                     with progress(f"measuring {target}") as on_progress:
                         measurements.measure(piece, measurement, on_progress)
-    ended = {standing.work.name for standing in standings if standing.state == "done"}
+    ended = {standing.work.folder.name for standing in standings if standing.state == "done"}
     drawn = []
     for target in task.targets:
         mine = merged(experiment(target).cells(task.scale))
