@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import shutil
 import signal
 import threading
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from launched import (
     SCORINGS,
@@ -31,7 +34,7 @@ from sorl.errors import InputError
 from sorl.jobs import Job
 from sorl.jobs.scoring import FILE, Scoring, complete, score, scores
 from sorl.launch import local, process
-from sorl.launch.progress import Standing
+from sorl.launch.progress import Board, Standing
 from sorl.launch.settling import check, first_standings, settle
 from sorl.launch.work import Work
 from sorl.runs import Run
@@ -293,3 +296,35 @@ def test_a_damaged_description_is_one_sentence(tmp_path: Path) -> None:
         (one.folder / "work.json").write_text(text.replace(damage, '"other"', 1))
         with pytest.raises(InputError, match=r"work\.json cannot be used"):
             Work.read(one.folder)
+
+
+def test_the_board_reads_only_what_runs(
+    data: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("waits", "runs", "ended")
+    standings = [Standing(work(folder / name, data)) for name in names]
+    read: list[str] = []
+
+    def updates_done(one: Work) -> tuple[int, float]:
+        read.append(one.name)
+        return 1_000, 50.0
+
+    monkeypatch.setattr("sorl.launch.progress.updates_done", updates_done)
+    shown_as = io.StringIO()
+    console = Console(file=shown_as, width=200)
+    with Board(standings, quiet=True) as board:
+        assert read == list(names), "once, for what was there before"
+        standings[1].state, standings[1].where, standings[1].attempts = "running", "core 0", 1
+        standings[2].state = "done"
+        read.clear()
+        console.print(board.table())
+    assert read == ["runs"]
+    shown = {
+        line.split()[0]: line.split()[1:]
+        for line in shown_as.getvalue().splitlines()
+        if line.split() and line.split()[0] in names
+    }
+    left = str(timedelta(seconds=round((UPDATES - 1_000) / 50)))
+    assert shown["waits"] == ["waiting", f"1,000/{UPDATES:,}"]
+    assert shown["runs"] == ["running", "core", "0", f"1,000/{UPDATES:,}", "50/s", left]
+    assert shown["ended"] == ["done", f"{UPDATES:,}/{UPDATES:,}"]

@@ -109,7 +109,8 @@ def _plan(task: Reproduction) -> None:
     total = left = 0.0
     for cell, work in zip(cells, works, strict=True):
         flops = cost.flops_of_run(cell)
-        done = work.job.updates if work.done() else updates_done(work)[0]
+        whole = work.done()
+        done = work.job.updates if whole else updates_done(work)[0]
         seconds = rate * flops * (1 - done / work.job.updates)
         total, left = total + flops, left + seconds
         table.add_row(
@@ -117,7 +118,7 @@ def _plan(task: Reproduction) -> None:
             cell.varied,
             str(cell.seeds),
             str(len(cell.tasks)),
-            "done" if work.done() else f"{done:,}/{work.job.updates:,}",
+            "done" if whole else f"{done:,}/{work.job.updates:,}",
             cost.readable(flops),
             cost.duration(seconds),
         )

@@ -93,9 +93,10 @@ class Board:
                 self._said[standing.work.name] = now
                 self.say(_sentence(standing))
         if self._live.is_started:
-            self._live.update(self._table(), refresh=True)
+            self._live.update(self.table(), refresh=True)
 
-    def _table(self) -> Table:
+    def table(self) -> Table:
+        """A line for each work, and how much is left of all."""
         table = Table(box=SIMPLE_HEAD)
         table.add_column("run")
         for head in ("state", "where", "updates", "rate", "left"):
@@ -103,9 +104,12 @@ class Board:
         gained = total = 0
         for standing in self._standings:
             work = standing.work
-            done, rate = updates_done(work)
+            # Only what runs is read again: a grid has many runs, and their tables are long.
+            done, rate = self._at_begin[work.name], 0.0
             if standing.state == "done":
                 done = work.job.updates
+            elif standing.attempts:
+                done, rate = updates_done(work)
             gained += done - self._at_begin[work.name]
             total += work.job.updates - self._at_begin[work.name]
             if standing.state in ("waiting", "running") or len(self._standings) <= 40:
