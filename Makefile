@@ -4,13 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test check bench clean
+.PHONY: quickstart test explore check bench clean
 
 quickstart: $(READY)
 	$(BIN)/python examples/quickstart.py
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# The property tests with new examples every time.
+explore: $(READY)
+	SORL_EXPLORE=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m hypothesis
 
 check: $(READY)
 	$(BIN)/ruff format --check .

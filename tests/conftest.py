@@ -22,6 +22,8 @@ import pytest
 
 hypothesis.settings.register_profile(
     "sorl",
+    # The same commit passes or fails the same way everywhere; `make explore` looks further.
+    derandomize="SORL_EXPLORE" not in os.environ,
     deadline=None,  # the first example compiles
     max_examples=25,
     print_blob=True,

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import logs
@@ -348,6 +348,14 @@ arrays = st.sampled_from(
         arrays,
     ),
     kind=st.sampled_from(["npz", "h5"]),
+)
+@example(
+    found={
+        "observations": np.zeros((5, 2)),
+        "actions": np.zeros((5, 2)),
+        "terminals": np.zeros((0, 2)),
+    },
+    kind="npz",
 )
 def test_arrays_of_any_kind_give_one_sentence_or_a_data_set(
     found: dict[str, np.ndarray], kind: str, tmp_path: Path

@@ -12,6 +12,7 @@ steps               a count within the episode that rises by one, [rows]
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -124,7 +125,7 @@ def matrix(source: str, name: str, values: Any) -> np.ndarray:
             "sorl reads states, so leave them out of the key mapping."
         )
     with np.errstate(over="ignore"):
-        converted = array.reshape(len(array), -1 if array.size else 0).astype(np.float32)
+        converted = _rows(array).astype(np.float32)
     return check_finite(source, name, converted)
 
 
@@ -136,7 +137,7 @@ def _flags(source: str, name: str, values: Any, rows: int | None) -> np.ndarray:
     array = _array(source, name, values)
     if array.ndim == 0 and rows is not None:
         array = np.append(np.zeros(rows - 1, array.dtype), array)
-    flags = _one_column(source, name, array.reshape(len(array) if array.ndim else 1, -1))
+    flags = _one_column(source, name, _rows(array))
     (bad,) = np.nonzero((flags != 0) & (flags != 1))
     if bad.size:
         raise InputError(f"{source}: {name}, row {bad[0]}: {flags[bad[0]]} is neither 0 nor 1.")
@@ -154,7 +155,14 @@ def matrix_of_any(source: str, name: str, values: Any) -> np.ndarray:
         InputError: no numbers, or one that is not finite.
     """
     array = _array(source, name, values)
-    return check_finite(source, name, array.reshape(len(array) if array.ndim else 1, -1))
+    return check_finite(source, name, _rows(array))
+
+
+def _rows(array: np.ndarray) -> np.ndarray:
+    """The array as `[rows, size]`; one number is one row."""
+    rows, *size = array.shape or (1,)
+    # The size is spelled out, for without rows NumPy cannot infer it.
+    return array.reshape(rows, math.prod(size))
 
 
 def _one_column(source: str, name: str, array: np.ndarray) -> np.ndarray:
