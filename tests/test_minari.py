@@ -185,6 +185,70 @@ def test_training_and_evaluation_by_the_command(
     assert "in other units" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("identifier", "port", "asked", "order"),
+    [
+        # The keys of a dictionary in alphabetical order: achieved, desired, observation.
+        ("AntMaze_UMaze-v5", "D4RL/antmaze/umaze-v1", "antmaze-umaze-v2", (2, 2, 105)),
+        ("AdroitHandPen-v1", "D4RL/pen/human-v2", "pen-human-v1", (45,)),
+    ],
+)
+def test_ports_of_d4rl_with_their_environments(
+    identifier: str,
+    port: str,
+    asked: str,
+    order: tuple[int, ...],
+    sets: tuple[Path, list[dict[str, Any]]],
+    tiny: None,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """Sets as the ports are: named so, recorded in Gymnasium-Robotics by Minari's own collector."""
+    folder, _ = sets
+    seen, acted, states = [], [], 0
+    with warnings.catch_warnings(action="ignore"):  # of environments that have newer versions
+        import gymnasium_robotics  # noqa: F401  (registers its environments)
+
+        collector = minari.DataCollector(gymnasium.make(identifier, max_episode_steps=7))
+        collector.action_space.seed(0)
+        for episode in range(2):
+            observation, _ = collector.reset(seed=episode)
+            over = False
+            while True:
+                parts = (
+                    [observation[key] for key in sorted(observation)]
+                    if isinstance(observation, dict)
+                    else [observation]
+                )
+                assert tuple(map(len, parts)) == order
+                seen.append(np.concatenate(parts))
+                if over:
+                    break
+                action = collector.action_space.sample()
+                observation, _, terminated, truncated, _ = collector.step(action)
+                acted.append(action)
+                over = terminated or truncated
+        collector.create_dataset(dataset_id=port)
+        collector.close()
+        del collector
+        gc.collect()
+    try:
+        dataset = load_dataset(data=f"minari:{asked}")
+        np.testing.assert_array_equal(dataset.observations, np.asarray(seen, np.float32))
+        valid = np.asarray(dataset.valid_rows)
+        clipped = np.clip(acted, -1 + 1e-5, 1 - 1e-5)
+        np.testing.assert_allclose(np.asarray(dataset.actions)[valid], clipped, atol=1e-6)
+        out = tmp_path / "run"
+        command = f"""
+            train tiny --env minari:{asked} --out {out} --updates 2 --log-every 2 --budgets 1x1
+            --episodes 2 --workers 1 --tensorboard False
+        """
+        assert cli.run(command.split()) == 0
+        (row,) = Run.open(out).evaluations()
+        assert (row["episodes"], row["length"]) == (2, 7)
+    finally:
+        shutil.rmtree(folder / "D4RL")
+
+
 def test_names(sets: tuple[Path, list[dict[str, Any]]], tmp_path: Path) -> None:
     folder, _ = sets
     assert resolve(f"minari:{NAME}") == NAME

@@ -62,7 +62,7 @@ def make_own(environment_id: str, options: dict[str, Any]) -> InOwnUnits:
         reason = lines[0] if lines else type(error).__name__
         raise InputError(
             f"The environment of {environment_id} cannot be made ({reason}): install the package "
-            "it comes from (gymnasium-robotics for D4RL's), or train with --data alone."
+            "it comes from (for D4RL's: pip install 'sorl[robotics]'), or train with --data alone."
         ) from error
     try:
         return InOwnUnits(environment, environment_id, space)
