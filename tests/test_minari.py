@@ -204,7 +204,7 @@ def test_ports_of_d4rl_with_their_environments(
 ) -> None:
     """Sets as the ports are: named so, recorded in Gymnasium-Robotics by Minari's own collector."""
     folder, _ = sets
-    seen, acted, states = [], [], 0
+    seen, acted = [], []
     with warnings.catch_warnings(action="ignore"):  # of environments that have newer versions
         import gymnasium_robotics  # noqa: F401  (registers its environments)
 
