@@ -22,15 +22,25 @@ def open_parts(path: Path, settings: Mapping[str, int | str]) -> Iterator[None]:
             another process is at work in the folder.
     """
     path.mkdir(parents=True, exist_ok=True)
+    with hold(path, f"Another process is generating into {path}"):
+        _settle(path, settings)
+        yield
+
+
+@contextmanager
+def hold(path: Path, otherwise: str) -> Iterator[None]:
+    """Hold the folder `path` for this process alone.
+
+    Raises:
+        InputError: another process holds it; `otherwise` begins the sentence.
+    """
     with (path / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(
-                f"Another process is generating into {path}: wait for it, or choose another "
-                "folder for the output."
+                f"{otherwise}: wait for it, or choose another folder for the output."
             ) from None
-        _settle(path, settings)
         yield
 
 

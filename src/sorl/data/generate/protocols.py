@@ -49,6 +49,29 @@ class NavigateProtocol:
     """Standard deviation of the noise added to each entry of the action."""
 
 
+@dataclass(frozen=True)
+class ExpertProtocol:
+    """How an expert that walks is trained (OGBench, arXiv 2410.20092): by online SAC."""
+
+    environment: str
+    """Name of the environment as published; `-xy` stands for ogbench's wrapper that commands a
+    direction."""
+    steps: int
+    """Published number of steps of the environment, each with one update."""
+    resample_interval: int = 100
+    """Steps for which one direction is commanded, ogbench's default."""
+    draws: bool = False
+    """Whether the environment draws pictures as it is made, so that it needs OpenGL."""
+
+
+EXPERTS: dict[str, ExpertProtocol] = {
+    "ant": ExpertProtocol("online-ant-xy-v0", 400_000),
+    "antball": ExpertProtocol("online-antball-v0", 12_000_000, draws=True),
+    "humanoid": ExpertProtocol("online-humanoid-xy-v0", 40_000_000),
+}
+"""Every expert that can be trained, by the body that it moves."""
+
+
 Protocol: TypeAlias = PlayProtocol | NavigateProtocol
 
 PROTOCOLS: dict[str, Protocol] = {

@@ -1,0 +1,1 @@
+"""Experts that walk: trained here by online SAC, kept as files, run in plain NumPy."""
