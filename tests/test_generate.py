@@ -237,7 +237,13 @@ def test_protocols_are_the_published_ones() -> None:
         "cube-quadruple-play-v0",
         "puzzle-4x5-play-v0",
         "puzzle-4x6-play-v0",
+        "humanoidmaze-medium-navigate-v0",
+        "humanoidmaze-large-navigate-v0",
+        "humanoidmaze-giant-navigate-v0",
     }
+    assert {
+        million[f"humanoidmaze-{size}-navigate-v0"] for size in ("medium", "large", "giant")
+    } == {2.0}
     assert million["cube-triple-play-v0"] == million["puzzle-4x5-play-v0"] == 3.0
     assert million["cube-quadruple-play-v0"] == million["puzzle-4x6-play-v0"] == 5.0
 

@@ -25,7 +25,7 @@ class Interruption:
         advice: what the second signal's `KeyboardInterrupt` says.
     """
 
-    def __init__(self, on_request: Callable[[], None], advice: str) -> None:
+    def __init__(self, on_request: Callable[[], object], advice: str) -> None:
         self.requested = False
         self._on_request = on_request
         self._advice = advice

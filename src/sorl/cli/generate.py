@@ -19,11 +19,15 @@ def _generate(
     workers: int | None = None,
     seed: int = 0,
     overwrite: bool = False,
+    expert: Path | None = None,
+    expert_steps: int | None = None,
 ) -> None:
     """Write NAME.npz and NAME-val.npz in OGBench's format, from the experts inside ogbench.
 
     The same seed gives the same bytes whatever the number of workers. After a kill or Ctrl-C the
-    same command goes on where it stopped.
+    same command goes on where it stopped. Ant and humanoid mazes need an expert that walks, which
+    ogbench does not ship: it is trained first, for hours (ant) or weeks (humanoid), and kept in
+    OUT/experts for the next command.
 
     Args:
         name: data set, for example cube-single-play-v0.
@@ -32,6 +36,8 @@ def _generate(
         workers: processes; without it one a core.
         seed: seed of everything random.
         overwrite: replace files that are there.
+        expert: file of a trained expert (actor.safetensors) to take instead of training one.
+        expert_steps: steps of the expert's training; without it the published number.
     """
     from sorl.data.generate import describe, generate, show_progress
 
@@ -43,6 +49,8 @@ def _generate(
             workers=workers,
             seed=seed,
             overwrite=overwrite,
+            expert=expert,
+            expert_steps=expert_steps,
             on_progress=on_progress,
         )
     print(describe(report.train_path))

@@ -37,10 +37,14 @@ def show_progress(console: Console | None = None) -> Iterator[OnProgress]:
     with Bar(*columns, console=console, disable=not console.is_terminal) as bar:
 
         def on_progress(progress: Progress) -> None:
+            if progress.stage == "stopping":
+                bar.update(tasks["training"], description="stopping after this episode")
+                return
             # The first report of a stage holds what was there before, which says nothing of speed.
             if progress.stage not in tasks:
+                what = "the expert, steps" if progress.stage == "training" else "rows"
                 tasks[progress.stage] = bar.add_task(
-                    f"{progress.stage} rows", total=progress.total, completed=progress.done
+                    f"{progress.stage} {what}", total=progress.total, completed=progress.done
                 )
             bar.update(tasks[progress.stage], completed=progress.done)
 
@@ -48,7 +52,7 @@ def show_progress(console: Console | None = None) -> Iterator[OnProgress]:
 
 
 class _RateColumn(ProgressColumn):
-    """Rows per second."""
+    """Rows or steps per second."""
 
     def render(self, task: Task) -> Text:
         """The current rate, empty while there is none."""

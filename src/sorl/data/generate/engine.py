@@ -14,6 +14,8 @@ from typing import Literal, TypeAlias
 
 from sorl import platform
 from sorl.data.generate.archive import is_whole_part, merge_parts
+from sorl.data.generate.expert.actor import fingerprint
+from sorl.data.generate.expert.find import find_expert
 from sorl.data.generate.parts import open_parts, remove_parts
 from sorl.data.generate.pool import roll_jobs
 from sorl.data.generate.protocols import Protocol, find_protocol
@@ -26,13 +28,14 @@ from sorl.errors import InputError
 class Progress:
     """How far a generation has come."""
 
-    stage: Literal["rolling", "writing"]
+    stage: Literal["training", "stopping", "rolling", "writing"]
+    """`stopping` is said once, when an expert's training will stop at the end of its episode."""
     done: int
-    """Rows through this stage."""
+    """Rows through this stage; steps of the environment while an expert is trained."""
     found: int
     """Those of them that an interrupted run had left."""
     total: int
-    """Rows that will have passed this stage at its end."""
+    """Rows or steps that will have passed this stage at its end."""
 
 
 OnProgress: TypeAlias = Callable[[Progress], object]
@@ -49,6 +52,8 @@ class GenerationReport:
     validation_rows: int
     found_rows: int
     """Rows, of both files, taken over from an interrupted run."""
+    expert: Path | None
+    """File of the expert that walked; None where the data set needs none."""
     seconds: float
     """Wall-clock time of this run."""
 
@@ -61,14 +66,18 @@ def generate(
     workers: int | None = None,
     seed: int = 0,
     overwrite: bool = False,
+    expert: Path | None = None,
+    expert_steps: int | None = None,
     on_progress: OnProgress | None = None,
 ) -> GenerationReport:
     """Write `NAME.npz` and `NAME-val.npz` by OGBench's published protocol.
 
-    The bytes depend on `name`, `episodes` and `seed` (and on the versions of ogbench, mujoco,
-    numpy and zlib), not on `workers`. Fewer episodes are the first ones of more. Until both files
-    are there, finished episodes wait in the hidden folder `.NAME.parts` inside `out`: the same
-    call after a kill or an interrupt goes on from them. In a script, call this under
+    The bytes depend on `name`, `episodes`, `seed` and the expert's file (and on the versions of
+    ogbench, mujoco, numpy and zlib), not on `workers`. Fewer episodes are the first ones of more.
+    Until both files are there, finished episodes wait in the hidden folder `.NAME.parts` inside
+    `out`: the same call after a kill or an interrupt goes on from them. A set that needs an expert
+    trains it first, with the same seed, into the folder `experts` inside `out`, where the next call
+    finds it. In a script, call this under
     `if __name__ == "__main__":`, as worker processes are spawned.
 
     Args:
@@ -79,25 +88,43 @@ def generate(
         workers: processes, at least 1; as many as there are cores by default.
         seed: at least 0.
         overwrite: whether files that are there may be replaced.
+        expert: file of a trained expert, to be used in place of one trained here.
+        expert_steps: steps of the expert's training, at least 1; the published number by default.
         on_progress: called after each episode, in this process.
 
     Raises:
         InputError: an argument is out of range; files are there; an interrupted run with other
             settings, or another process, occupies the folder; it cannot be written; the disk is
             full.
+            The expert does not fit the set, or the set needs none.
         KeyboardInterrupt: after an interrupt, with a sentence that says what has been kept.
         WorkerError: a worker process died.
     """
-    start = time.perf_counter()
     protocol = find_protocol(name)
     episodes = _at_least(1, protocol.episodes if episodes is None else episodes, "episodes")
     workers = _at_least(1, platform.cores() if workers is None else workers, "workers")
     _at_least(0, seed, "seed")
+    if expert_steps is not None:
+        _at_least(1, expert_steps, "steps of the expert's training")
     counts: dict[Split, int] = {"train": episodes, "val": max(1, episodes // 10)}
     paths: dict[Split, Path] = {"train": out / f"{name}.npz", "val": out / f"{name}-val.npz"}
     folder = out / f".{name}.parts"
     # There only while the two files are being moved: one may be in its place and the other not.
     moving = folder / "moving"
+    with _explained(out, folder):
+        if not overwrite and not moving.exists():
+            _refuse_existing(paths)
+    expert = find_expert(
+        name,
+        protocol,
+        root=out / "experts",
+        given=expert,
+        steps=expert_steps,
+        seed=seed,
+        on_step=lambda *counts: _report(on_progress, Progress("training", *counts)),
+        on_stopping=lambda: _report(on_progress, Progress("stopping", 0, 0, 0)),
+    )
+    start = time.perf_counter()
     settings: dict[str, int | str] = {
         "name": name,
         "seed": seed,
@@ -105,16 +132,21 @@ def generate(
         "ogbench": version("ogbench"),
         "mujoco": version("mujoco"),
     }
+    if expert is not None:
+        settings["expert"] = fingerprint(expert)
     jobs: dict[Split, list[Job]] = {
         split: [Job(split, i, folder / f"{split}-{i:06d}.npz") for i in range(counts[split])]
         for split in SPLITS
     }
     with _explained(out, folder), ExitStack() as stack:
-        if not overwrite and not moving.exists():
-            _refuse_existing(paths)
         stack.enter_context(open_parts(folder, settings))
         found = _roll(
-            [job for split in SPLITS for job in jobs[split]], protocol, seed, workers, on_progress
+            [job for split in SPLITS for job in jobs[split]],
+            protocol,
+            seed,
+            workers,
+            expert,
+            on_progress,
         )
         _write(jobs, {s: folder / path.name for s, path in paths.items()}, protocol, on_progress)
         moving.touch()
@@ -128,6 +160,7 @@ def generate(
         train_rows=counts["train"] * protocol.rows,
         validation_rows=counts["val"] * protocol.rows,
         found_rows=found,
+        expert=expert,
         seconds=time.perf_counter() - start,
     )
 
@@ -137,6 +170,7 @@ def _roll(
     protocol: Protocol,
     seed: int,
     workers: int,
+    expert: Path | None,
     on_progress: OnProgress | None,
 ) -> int:
     """Roll every episode that is not there yet; return the rows of those that are."""
@@ -144,7 +178,8 @@ def _roll(
     total = len(jobs) * protocol.rows
     found = done = total - len(missing) * protocol.rows
     _report(on_progress, Progress("rolling", done, found, total))
-    with closing(roll_jobs(missing, protocol, seed=seed, workers=workers)) as finished:
+    rolling = roll_jobs(missing, protocol, seed=seed, workers=workers, expert=expert)
+    with closing(rolling) as finished:
         for _ in finished:
             done += protocol.rows
             _report(on_progress, Progress("rolling", done, found, total))

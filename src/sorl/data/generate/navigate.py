@@ -1,4 +1,4 @@
-"""One episode of type "navigate": a point walks to one random goal after another."""
+"""One episode of type "navigate": a body walks to one random goal after another."""
 
 from __future__ import annotations
 
@@ -7,17 +7,23 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from sorl.data.generate.expert.actor import Actor
 from sorl.data.generate.protocols import NavigateProtocol
 from sorl.data.generate.rows import Rows, Step, stack_rows
 
 
 def roll_navigate_episode(
-    environment: gymnasium.Env[Any, Any], protocol: NavigateProtocol, seed: int
+    environment: gymnasium.Env[Any, Any],
+    protocol: NavigateProtocol,
+    seed: int,
+    actor: Actor | None = None,
 ) -> Rows:
     """Roll one episode.
 
-    `seed` is the environment's. Goals, starts and noise come from NumPy's global generator, which
-    the caller seeds, because the maze itself draws from it.
+    A point's action is the direction itself. `actor` turns it into the action of a body with legs;
+    it reads the observation but for the position, then the direction. `seed` is the environment's.
+    Goals, starts and noise come from NumPy's global generator, which the caller seeds, because the
+    maze itself draws from it.
     """
     maze: Any = environment.unwrapped
     cells: list[tuple[int, int]] = [(i, j) for i, j in np.argwhere(maze.maze_map == 0).tolist()]
@@ -36,8 +42,12 @@ def roll_navigate_episode(
         subgoal, _ = maze.get_oracle_subgoal(position, maze.cur_goal_xy)
         direction = subgoal - position
         direction = direction / (np.linalg.norm(direction) + 1e-6)
-        noise = np.random.normal(0.0, protocol.noise, direction.shape)  # noqa: NPY002
-        action = np.clip(direction + noise, -1.0, 1.0)
+        if actor is None:
+            action = direction
+        else:
+            action = actor(np.concatenate([observation[len(position) :], direction]))
+        noise = np.random.normal(0.0, protocol.noise, action.shape)  # noqa: NPY002
+        action = np.clip(action + noise, -1.0, 1.0)
         next_observation, _, terminated, truncated, info = environment.step(action)
         done = terminated or truncated
         steps.append((observation, action, done, info))

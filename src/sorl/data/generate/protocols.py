@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from sorl.errors import InputError
 
@@ -33,10 +33,10 @@ class PlayProtocol:
 
 @dataclass(frozen=True)
 class NavigateProtocol:
-    """How a point-maze set of type "navigate" is collected (OGBench, arXiv 2410.20092).
+    """How a maze set of type "navigate" is collected (OGBench, arXiv 2410.20092).
 
-    The point walks to one random goal after another in breadth-first direction, with Gaussian
-    noise.
+    A point, or an expert with legs, walks to one random goal after another in breadth-first
+    direction, with Gaussian noise.
     """
 
     environment: str
@@ -47,6 +47,8 @@ class NavigateProtocol:
     """Rows of one episode, which are its steps; the last has no successor in the data."""
     noise: float = 0.5
     """Standard deviation of the noise added to each entry of the action."""
+    expert: str | None = None
+    """Which of `EXPERTS` walks; a point needs none."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,9 @@ EXPERTS: dict[str, ExpertProtocol] = {
 
 Protocol: TypeAlias = PlayProtocol | NavigateProtocol
 
+_ANT: dict[str, Any] = {"noise": 0.2, "expert": "ant"}
+_HUMANOID: dict[str, Any] = {"noise": 0.2, "expert": "humanoid"}
+
 PROTOCOLS: dict[str, Protocol] = {
     "cube-single-play-v0": PlayProtocol("cube-single-v0", 1000, stack_probability=(0.0, 0.0)),
     "cube-double-play-v0": PlayProtocol("cube-double-v0", 1000, stack_probability=(0.0, 0.25)),
@@ -87,6 +92,18 @@ PROTOCOLS: dict[str, Protocol] = {
     "pointmaze-medium-navigate-v0": NavigateProtocol("pointmaze-medium-v0", 1000),
     "pointmaze-large-navigate-v0": NavigateProtocol("pointmaze-large-v0", 1000),
     "pointmaze-giant-navigate-v0": NavigateProtocol("pointmaze-giant-v0", 500, rows=2001),
+    "antmaze-medium-navigate-v0": NavigateProtocol("antmaze-medium-v0", 1000, **_ANT),
+    "antmaze-large-navigate-v0": NavigateProtocol("antmaze-large-v0", 1000, **_ANT),
+    "antmaze-giant-navigate-v0": NavigateProtocol("antmaze-giant-v0", 500, rows=2001, **_ANT),
+    "humanoidmaze-medium-navigate-v0": NavigateProtocol(
+        "humanoidmaze-medium-v0", 1000, rows=2001, **_HUMANOID
+    ),
+    "humanoidmaze-large-navigate-v0": NavigateProtocol(
+        "humanoidmaze-large-v0", 1000, rows=2001, **_HUMANOID
+    ),
+    "humanoidmaze-giant-navigate-v0": NavigateProtocol(
+        "humanoidmaze-giant-v0", 500, rows=4001, **_HUMANOID
+    ),
 }
 """Every set that can be generated, by its name."""
 

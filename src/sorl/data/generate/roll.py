@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gymnasium
 
+from sorl.data.generate.expert.actor import Actor
 from sorl.data.generate.navigate import roll_navigate_episode
 from sorl.data.generate.play import roll_play_episode
 from sorl.data.generate.protocols import PlayProtocol, Protocol
@@ -12,7 +13,13 @@ from sorl.data.generate.seeding import Split, seed_episode
 
 
 def roll_episode(
-    environment: gymnasium.Env, protocol: Protocol, *, seed: int, split: Split, episode: int
+    environment: gymnasium.Env,
+    protocol: Protocol,
+    *,
+    seed: int,
+    split: Split,
+    episode: int,
+    actor: Actor | None = None,
 ) -> Rows:
     """The rows of one episode: the same whatever was rolled in `environment` before."""
     attempt = 0
@@ -21,7 +28,7 @@ def roll_episode(
         if isinstance(protocol, PlayProtocol):
             rows = roll_play_episode(environment, protocol, environment_seed)
         else:
-            rows = roll_navigate_episode(environment, protocol, environment_seed)
+            rows = roll_navigate_episode(environment, protocol, environment_seed, actor)
         if rows is not None:
             return rows
         attempt += 1

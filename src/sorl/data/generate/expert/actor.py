@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Mapping
@@ -47,7 +48,7 @@ class Actor:
             for i in range(count)
         ]
         sizes = [weight.shape for weight, _ in self._layers]
-        if not sizes or any(a[1] != b[0] for a, b in zip(sizes, sizes[1:], strict=False)):
+        if not sizes or any(a[1] != b[0] for a, b in itertools.pairwise(sizes)):
             raise ValueError(f"layers of shapes {sizes}")
         self.observation_size = sizes[0][0]
         """Entries of what it reads."""

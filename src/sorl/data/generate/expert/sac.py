@@ -155,7 +155,7 @@ class SAC:
         actor = SquashedGaussian(spec, self.hidden, key=actor_key)
         sizes = (spec.observation_size, spec.action_size, 0, self.hidden)
         critic = Critic(*sizes, heads=self.heads, key=critic_key)
-        temperature = Temperature(jnp.log(jnp.asarray(self.initial_temperature)))
+        temperature = Temperature(jnp.log(jnp.float32(self.initial_temperature)))
         optimizer = self._optimizer()
         return SACState(
             actor=actor,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +44,7 @@ def train_expert(
     seed: int,
     recipe: SAC | None = None,
     on_step: Callable[[int], object] = lambda steps: None,
+    on_stopping: Callable[[], object] = lambda: None,
     save_every: int = SAVE_EVERY,
 ) -> Path:
     """Train the expert, or go on with its training, or find it trained.
@@ -57,8 +59,10 @@ def train_expert(
         protocol: environment and its settings.
         steps: steps of the environment, at least 1.
         seed: at least 0.
-        recipe: hyperparameters; the published ones by default.
+        recipe: hyperparameters; the published ones by default, with a shorter warm-up where it
+            would be more than a tenth of the steps.
         on_step: hears, at the start and after each step, how many steps have been made.
+        on_stopping: is called when Ctrl-C has asked to stop.
         save_every: a checkpoint is made at the first end of an episode so many steps after the
             last.
 
@@ -69,7 +73,8 @@ def train_expert(
         InputError: another process trains it; the folder is damaged or cannot be written.
         KeyboardInterrupt: after Ctrl-C, with a sentence that says what is kept.
     """
-    recipe = SAC() if recipe is None else recipe
+    if recipe is None:
+        recipe = SAC(warm_up=min(SAC.warm_up, steps // 10))
     folder = find_folder(root, protocol, steps=steps, seed=seed, recipe=recipe)
     if folder.is_finished():
         return folder.actor
@@ -77,7 +82,7 @@ def train_expert(
     with hold(folder.path, f"Another process is training {folder.path}"):
         if not folder.is_finished():
             with _own_global_generator():
-                _train(folder, protocol, steps, seed, recipe, on_step, save_every)
+                _train(folder, protocol, steps, seed, recipe, on_step, on_stopping, save_every)
             shutil.rmtree(folder.training)
     return folder.actor
 
@@ -89,6 +94,7 @@ def _train(
     seed: int,
     recipe: SAC,
     on_step: Callable[[int], object],
+    on_stopping: Callable[[], object],
     save_every: int,
 ) -> None:
     environment = make_expert_environment(protocol)
@@ -101,12 +107,12 @@ def _train(
     episodes, metrics = _Episodes(), {}
     on_step(replay.added)
     stop = Interruption(
-        lambda: None,
+        on_stopping,
         f"Stopped at once; up to {save_every:,} steps of the expert's training are lost, and the "
         "same command goes on from what was saved.",
     )
     with stop.handled():
-        for episode in _count_from(position.episodes):
+        for episode in itertools.count(position.episodes):
             environment_seed, generator = seed_expert_episode(seed, episode)
             observation, _ = environment.reset(seed=environment_seed)
             done = False
@@ -178,14 +184,8 @@ def _size(space: Any) -> int:
     return int(np.prod(space.shape))
 
 
-def _count_from(first: int):
-    while True:
-        yield first
-        first += 1
-
-
 @contextmanager
-def _own_global_generator():
+def _own_global_generator() -> Iterator[None]:
     """Leave the caller's global generator as it was: ogbench draws from it."""
     before = np.random.get_state()  # noqa: NPY002
     try:
