@@ -1,9 +1,15 @@
 """Experts that walk: resumed to the bit, kept as files, run in NumPy, and the data they collect."""
 
 import json
-import subprocess
-import sys
+import os
+import random
+import signal
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +21,14 @@ from hypothesis import strategies as st
 import sorl
 from numpy_networks import mlp
 from sorl import leaves, tables
-from sorl.data.generate import describe, generate
+from sorl.data.generate import PROTOCOLS, describe, generate, roll
 from sorl.data.generate.expert.actor import Actor, Origin, read_actor, write_actor
 from sorl.data.generate.expert.replay import Replay
 from sorl.data.generate.expert.sac import SAC, Experience, SquashedGaussian
 from sorl.data.generate.expert.training import train_expert
 from sorl.data.generate.parts import hold
-from sorl.data.generate.protocols import EXPERTS
+from sorl.data.generate.protocols import EXPERTS, SoccerProtocol
+from sorl.data.generate.soccer import expert_observation
 from sorl.errors import InputError
 from sorl.types import Spec
 
@@ -44,6 +51,15 @@ def train(root: Path, *, kill_after: int | None = None) -> Path:
     return train_expert(
         root, EXPERTS["ant"], steps=STEPS, seed=3, recipe=TINY, on_step=on_step, save_every=500
     )
+
+
+@pytest.fixture
+def global_generators() -> Iterator[None]:
+    """Put back the global generators, which rolling in this process seeds."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+    yield
+    random.setstate(python_state)
+    np.random.set_state(numpy_state)  # noqa: NPY002
 
 
 @pytest.fixture(scope="module")
@@ -115,28 +131,23 @@ def test_a_trained_expert_is_found_again_and_another_seed_is_another(trained: Pa
 
 
 def test_an_interrupt_stops_at_the_end_of_an_episode(tmp_path: Path) -> None:
-    script = f"""
-import os, signal, warnings
-from pathlib import Path
-from sorl.data.generate.expert.sac import SAC
-from sorl.data.generate.expert.training import train_expert
-from sorl.data.generate.protocols import EXPERTS
-stopping = []
-def on_step(steps):
-    if steps == 1_200:
-        os.kill(os.getpid(), signal.SIGINT)
-try:
-    train_expert(Path({str(tmp_path)!r}), EXPERTS["ant"], steps=9_000, seed=0,
-                 recipe=SAC(warm_up=9_000), on_step=on_step,
-                 on_stopping=lambda: stopping.append(1))
-except KeyboardInterrupt as interrupt:
-    print(interrupt, stopping)
-"""
-    answer = subprocess.run(
-        [sys.executable, "-W", "error", "-c", script], capture_output=True, text=True
-    )
-    assert "first 2,000 steps are kept in" in answer.stdout, answer.stderr
-    assert answer.stdout.endswith("[1]\n")
+    heard: list[str] = []
+
+    def on_step(steps: int) -> None:
+        if steps == 1_200:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt, match=r"first 2,000 steps are kept in .*ant-xy-v0"):
+        train_expert(
+            tmp_path,
+            EXPERTS["ant"],
+            steps=9_000,
+            seed=0,
+            recipe=replace(TINY, warm_up=9_000),
+            on_step=on_step,
+            on_stopping=lambda: heard.append("stopping"),
+        )
+    assert heard == ["stopping"]
 
 
 def test_two_trainings_do_not_share_a_folder(trained: Path, tmp_path: Path) -> None:
@@ -231,6 +242,118 @@ def test_files_that_are_no_expert(tmp_path: Path) -> None:
 
 
 # The data
+
+
+class Witness(Actor):
+    """An actor that stands still and compares what it reads with what it would have read before.
+
+    Args:
+        expected: from the maze, and what is read, to what the expert's own environment would show.
+    """
+
+    def __init__(
+        self, maze: Any, actions: int, expected: Callable[[Any, np.ndarray], np.ndarray]
+    ) -> None:
+        self.maze, self.actions, self.expected = maze, actions, expected
+        self.calls = 0
+
+    def __call__(self, observation: np.ndarray) -> np.ndarray:
+        self.calls += 1
+        np.testing.assert_array_equal(observation, self.expected(self.maze, observation))
+        return np.zeros(self.actions)
+
+
+def ant_reads(maze: Any, observation: np.ndarray) -> np.ndarray:
+    from ogbench.online_locomotion.ant import AntEnv
+
+    settings = {
+        "_exclude_current_positions_from_observation": True,
+        "_use_contact_forces": False,
+    }
+    return np.concatenate(
+        [AntEnv._get_obs(SimpleNamespace(data=maze.data, **settings)), direction(maze, observation)]
+    )
+
+
+def humanoid_reads(maze: Any, observation: np.ndarray) -> np.ndarray:
+    from ogbench.online_locomotion.humanoid import HumanoidEnv
+
+    return np.concatenate([HumanoidEnv._get_obs(maze), direction(maze, observation)])
+
+
+def direction(maze: Any, observation: np.ndarray) -> np.ndarray:
+    """The last two entries, which must be a unit vector towards a free cell next door."""
+    way = observation[-2:]
+    assert np.linalg.norm(way) == pytest.approx(1.0, abs=1e-3)
+    ahead = maze.get_xy() + 0.9 * way
+    assert maze.maze_map[maze.xy_to_ij(ahead)] == 0
+    return way
+
+
+def antball_reads(maze: Any, observation: np.ndarray) -> np.ndarray:
+    from ogbench.online_locomotion.ant_ball import AntBallEnv
+
+    ant, ball = maze.get_agent_ball_xy()
+    # The ball is put within reach and the goal beside it.
+    expected = AntBallEnv._get_obs(maze)
+    assert np.linalg.norm(ball - ant) < 4
+    return expected
+
+
+@pytest.mark.parametrize(
+    ("name", "actions", "expected"),
+    [
+        (MAZE, 8, ant_reads),
+        ("humanoidmaze-medium-navigate-v0", 21, humanoid_reads),
+        ("antsoccer-arena-navigate-v0", 8, antball_reads),
+    ],
+)
+@pytest.mark.usefixtures("global_generators")
+def test_experts_read_in_mazes_what_they_read_in_training(
+    name: str, actions: int, expected: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from sorl.data.generate import soccer
+        from sorl.data.generate.environment import make_environment
+
+        protocol = replace(PROTOCOLS[name], rows=12)
+        environment = make_environment(protocol)
+        maze: Any = environment.unwrapped
+        witness: Any = Witness(maze, actions, expected)
+        if isinstance(protocol, SoccerProtocol):
+            monkeypatch.setattr(soccer, "draw", lambda cells: (2, 2))
+        rows = roll.roll_episode(
+            environment, protocol, seed=0, split="train", episode=0, actor=witness
+        )
+    assert witness.calls == len(rows["actions"]) == 12
+    # The witness stands still, so the actions are the noise.
+    assert np.std(rows["actions"]) == pytest.approx(0.2, abs=0.06)
+
+
+@pytest.mark.usefixtures("global_generators")
+def test_a_ball_behind_a_corner_is_gone_for_cell_by_cell() -> None:
+    class Maze:
+        """Two cells with a wall between them, and the way around."""
+
+        maze_map = np.array([[1] * 5, [1, 0, 1, 0, 1], [1, 0, 0, 0, 1], [1] * 5])
+        cur_goal_xy = (8.0, 0.0)
+        ant, ball = np.array([0.5, 0.0]), np.array([8.5, 0.0])
+
+        def get_agent_ball_xy(self) -> Any:
+            return self.ant, self.ball
+
+        def xy_to_ij(self, xy: Any) -> Any:
+            return round(xy[1] / 4) + 1, round(xy[0] / 4) + 1
+
+        def get_oracle_subgoal(self, start: Any, goal: Any) -> Any:
+            assert tuple(start) == (0.5, 0.0)
+            return np.array([0.0, 4.0]), None
+
+    observation = np.arange(42.0)
+    read = expert_observation(Maze(), observation)
+    assert read[:-4].tolist() == [*range(2, 15), *range(17, 42)]
+    assert read[-4:].tolist() == [-0.5, 4.0, -0.5, 0.0]
 
 
 def test_the_layout_is_ogbenchs(walked: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from sorl.data.generate.cells import draw, free_cells, goal_cells, way_to
 from sorl.data.generate.expert.actor import Actor
 from sorl.data.generate.protocols import NavigateProtocol
 from sorl.data.generate.rows import Rows, Step, stack_rows
@@ -20,18 +21,14 @@ def roll_navigate_episode(
 ) -> Rows:
     """Roll one episode.
 
-    A point's action is the direction itself. `actor` turns it into the action of a body with legs;
+    A point's action is the direction itself, and it reaches a goal from the middle of most cells,
+    within 1 m. `actor` turns the direction into the action of a body with legs;
     it reads the observation but for the position, then the direction. `seed` is the environment's.
     Goals, starts and noise come from NumPy's global generator, which the caller seeds, because the
     maze itself draws from it.
     """
     maze: Any = environment.unwrapped
-    cells: list[tuple[int, int]] = [(i, j) for i, j in np.argwhere(maze.maze_map == 0).tolist()]
-    goals = [cell for cell in cells if not _is_corridor(maze.maze_map, *cell)]
-
-    def draw(choices: list[tuple[int, int]]) -> tuple[int, int]:
-        return choices[np.random.randint(len(choices))]  # noqa: NPY002
-
+    cells, goals = free_cells(maze.maze_map), goal_cells(maze.maze_map)
     maze.action_space.seed(seed)
     task = {"init_ij": draw(cells), "goal_ij": draw(goals)}
     observation, _ = environment.reset(seed=seed, options={"task_info": task})
@@ -39,7 +36,10 @@ def roll_navigate_episode(
     done = False
     while not done:
         position = maze.get_xy()
-        subgoal, _ = maze.get_oracle_subgoal(position, maze.cur_goal_xy)
+        if actor is None:
+            subgoal, _ = maze.get_oracle_subgoal(position, maze.cur_goal_xy)
+        else:
+            subgoal = way_to(maze, position, np.asarray(maze.cur_goal_xy))
         direction = subgoal - position
         direction = direction / (np.linalg.norm(direction) + 1e-6)
         if actor is None:
@@ -55,12 +55,3 @@ def roll_navigate_episode(
         if info["success"]:
             maze.set_goal(goal_xy=maze.add_noise(maze.ij_to_xy(draw(goals))))
     return stack_rows(steps)
-
-
-def _is_corridor(maze_map: np.ndarray, i: int, j: int) -> bool:
-    """Whether a free cell is a piece of a straight corridor: open on two opposite sides alone."""
-    up, down, left, right = (
-        maze_map[i + di, j + dj] == 0 for di, dj in ((-1, 0), (1, 0), (0, -1), (0, 1))
-    )
-    vertical, horizontal = up and down, left and right
-    return bool((vertical and not left and not right) or (horizontal and not up and not down))

@@ -52,6 +52,26 @@ class NavigateProtocol:
 
 
 @dataclass(frozen=True)
+class SoccerProtocol:
+    """How a soccer set of type "navigate" is collected here; the walk is ours.
+
+    OGBench (arXiv 2410.20092) takes an expert that drives a ball; how it alternates between going
+    and driving is not known to us, so ours always goes for the ball.
+    """
+
+    environment: str
+    """Gymnasium identifier of the environment, without a task."""
+    episodes: int = 1000
+    """Published number of training episodes."""
+    rows: int = 1001
+    """Rows of one episode, which are its steps; the last has no successor in the data."""
+    noise: float = 0.2
+    """Standard deviation of the noise added to each entry of the action."""
+    expert: str = "antball"
+    """Which of `EXPERTS` plays."""
+
+
+@dataclass(frozen=True)
 class ExpertProtocol:
     """How an expert that walks is trained (OGBench, arXiv 2410.20092): by online SAC."""
 
@@ -74,7 +94,7 @@ EXPERTS: dict[str, ExpertProtocol] = {
 """Every expert that can be trained, by the body that it moves."""
 
 
-Protocol: TypeAlias = PlayProtocol | NavigateProtocol
+Protocol: TypeAlias = PlayProtocol | NavigateProtocol | SoccerProtocol
 
 _ANT: dict[str, Any] = {"noise": 0.2, "expert": "ant"}
 _HUMANOID: dict[str, Any] = {"noise": 0.2, "expert": "humanoid"}
@@ -104,6 +124,8 @@ PROTOCOLS: dict[str, Protocol] = {
     "humanoidmaze-giant-navigate-v0": NavigateProtocol(
         "humanoidmaze-giant-v0", 500, rows=4001, **_HUMANOID
     ),
+    "antsoccer-arena-navigate-v0": SoccerProtocol("antsoccer-arena-v0"),
+    "antsoccer-medium-navigate-v0": SoccerProtocol("antsoccer-medium-v0"),
 }
 """Every set that can be generated, by its name."""
 

@@ -10,6 +10,7 @@ import ogbench.online_locomotion  # noqa: F401 (registers the environments)
 from ogbench.online_locomotion.wrappers import DMCHumanoidXYWrapper, GymXYWrapper
 
 from sorl.data.generate.protocols import ExpertProtocol
+from sorl.errors import InputError
 
 
 def make_expert_environment(protocol: ExpertProtocol) -> gymnasium.Env[Any, Any]:
@@ -20,9 +21,17 @@ def make_expert_environment(protocol: ExpertProtocol) -> gymnasium.Env[Any, Any]
     """
     # The ball's environment draws a picture when it is made.
     drawing = {"render_mode": "rgb_array"} if protocol.draws else {}
-    environment = gymnasium.make(
-        protocol.environment.replace("-xy", ""), disable_env_checker=True, **drawing
-    )
+    try:
+        environment = gymnasium.make(
+            protocol.environment.replace("-xy", ""), disable_env_checker=True, **drawing
+        )
+    except Exception as error:
+        if not protocol.draws:
+            raise
+        raise InputError(
+            f"{protocol.environment} cannot be made, because it draws a picture at once ({error}): "
+            "install a driver for OpenGL without a screen and set MUJOCO_GL=egl."
+        ) from error
     if "-xy" in protocol.environment:
         wrapper = DMCHumanoidXYWrapper if "humanoid" in protocol.environment else GymXYWrapper
         environment = wrapper(environment, resample_interval=protocol.resample_interval)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from sorl.data.generate.expert.actor import read_actor
-from sorl.data.generate.protocols import EXPERTS, NavigateProtocol, Protocol
+from sorl.data.generate.protocols import EXPERTS, NavigateProtocol, Protocol, SoccerProtocol
 from sorl.errors import InputError
 
 OnStep: TypeAlias = Callable[[int, int, int], object]
@@ -42,7 +42,7 @@ def find_expert(
             `train_expert`.
         KeyboardInterrupt: as in `train_expert`.
     """
-    kind = protocol.expert if isinstance(protocol, NavigateProtocol) else None
+    kind = protocol.expert if isinstance(protocol, NavigateProtocol | SoccerProtocol) else None
     if kind is None:
         if given is not None or steps is not None:
             raise InputError(f"{name} is made without an expert: leave out what is said of one.")
