@@ -89,13 +89,14 @@ def command_directions(
         # Seeds apart from those of training, which are small numbers too.
         environment_seed, _ = seed_expert_episode(2**32 + episode, episode)
         observation, _ = environment.reset(seed=environment_seed)
-        position, done, steps, total = environment.unwrapped.get_body_com("torso")[:2], False, 0, 0
-        start = position = position.copy()
+        ant: Any = environment.unwrapped
+        start = position = ant.data.qpos[:2].copy()
+        done, steps, total = False, 0, 0.0
         while not done:
             direction = observation[-2:].copy()
             observation, reward, ended, truncated, info = environment.step(actor(observation))
             done, steps, position = ended or truncated, steps + 1, info["xy"]
-            total += reward
+            total += float(reward)
             if done or steps % protocol.resample_interval == 0:
                 moved = position - start
                 rows.append(
@@ -108,7 +109,7 @@ def command_directions(
                         "return": float(total),
                     }
                 )
-                start, total = position, 0
+                start, total = position, 0.0
     return rows
 
 

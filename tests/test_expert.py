@@ -24,7 +24,7 @@ from sorl import leaves, tables
 from sorl.data.generate import PROTOCOLS, describe, generate, roll
 from sorl.data.generate.expert.actor import Actor, Origin, read_actor, write_actor
 from sorl.data.generate.expert.replay import Replay
-from sorl.data.generate.expert.sac import SAC, Experience, SquashedGaussian
+from sorl.data.generate.expert.sac import SAC, SquashedGaussian
 from sorl.data.generate.expert.training import train_expert
 from sorl.data.generate.parts import hold
 from sorl.data.generate.protocols import EXPERTS, SoccerProtocol
@@ -35,8 +35,8 @@ from sorl.types import Spec
 MAZE = "antmaze-medium-navigate-v0"
 # Episodes of the ant have 1,000 steps. The buffer is smaller than the training is long, so that it
 # forgets.
-TINY = SAC(hidden=(8, 8), batch_size=16, warm_up=200, replay=1_500)
-STEPS = 2_300
+TINY = SAC(hidden=(8, 8), batch_size=16, warm_up=900, replay=700)
+STEPS = 1_600
 
 
 class KilledError(Exception):
@@ -79,10 +79,13 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # Training
 
 
+@pytest.mark.usefixtures("global_generators")
 def test_resumes_after_a_kill_to_the_same_bytes(trained: Path, tmp_path: Path) -> None:
-    state = np.random.get_state()[1].tolist()  # noqa: NPY002
+    np.random.seed(8)  # noqa: NPY002
+    expected_draw = np.random.random()  # noqa: NPY002
+    np.random.seed(8)  # noqa: NPY002
     with pytest.raises(KilledError):
-        train(tmp_path, kill_after=1_700)
+        train(tmp_path, kill_after=1_300)
     (folder,) = tmp_path.iterdir()
     assert read_actor(folder / "actor.safetensors")[1].steps == 1_000
     # What a kill between the two writes of a checkpoint leaves: steps that no checkpoint knows.
@@ -104,7 +107,7 @@ def test_resumes_after_a_kill_to_the_same_bytes(trained: Path, tmp_path: Path) -
         for path in (resumed.parent / "returns.csv", trained.parent / "returns.csv")
     )
     assert rows == expected
-    assert [row["steps"] for row in rows] == [1_000, 2_000, STEPS]
+    assert [row["steps"] for row in rows] == [1_000, STEPS]
     assert sorted(path.name for path in folder.iterdir()) == [
         "actor.safetensors",
         "expert.json",
@@ -112,7 +115,7 @@ def test_resumes_after_a_kill_to_the_same_bytes(trained: Path, tmp_path: Path) -
         "returns.csv",
     ]
     # The caller's generator is as it was.
-    assert np.random.get_state()[1].tolist() == state  # noqa: NPY002
+    assert np.random.random() == expected_draw  # noqa: NPY002
 
 
 def test_a_trained_expert_is_found_again_and_another_seed_is_another(trained: Path) -> None:
@@ -189,7 +192,7 @@ def test_the_buffer_remembers_the_newest(
     for chunk in chunks:
         for _ in range(chunk):
             s = np.full(2, replay.added, np.float32)
-            replay.add(Experience(s, s[:1], s[0], 1.0, s + 1))
+            replay.add(s, s[:1], float(s[0]), 1.0, s + 1)
         replay.save(folder)
         replay.remove_forgotten(folder)
     loaded = Replay(Spec(2, 1), capacity)
@@ -266,13 +269,12 @@ class Witness(Actor):
 def ant_reads(maze: Any, observation: np.ndarray) -> np.ndarray:
     from ogbench.online_locomotion.ant import AntEnv
 
-    settings = {
-        "_exclude_current_positions_from_observation": True,
-        "_use_contact_forces": False,
-    }
-    return np.concatenate(
-        [AntEnv._get_obs(SimpleNamespace(data=maze.data, **settings)), direction(maze, observation)]
+    ant: Any = SimpleNamespace(
+        data=maze.data,
+        _exclude_current_positions_from_observation=True,
+        _use_contact_forces=False,
     )
+    return np.concatenate([AntEnv._get_obs(ant), direction(maze, observation)])
 
 
 def humanoid_reads(maze: Any, observation: np.ndarray) -> np.ndarray:

@@ -46,14 +46,13 @@ def state():
 @pytest.fixture(scope="module")
 def batch():
     generator = np.random.default_rng(0)
-    rows = Experience(
-        observation=generator.normal(size=(5, 3)).astype(np.float32),
-        action=generator.uniform(-1, 1, (5, 2)).astype(np.float32),
-        reward=generator.normal(size=5).astype(np.float32),
-        mask=np.array([1, 0, 1, 1, 0], np.float32),
-        next_observation=generator.normal(size=(5, 3)).astype(np.float32),
+    return Experience(
+        observation=jnp.asarray(generator.normal(size=(5, 3)), jnp.float32),
+        action=jnp.asarray(generator.uniform(-1, 1, (5, 2)), jnp.float32),
+        reward=jnp.asarray(generator.normal(size=5), jnp.float32),
+        mask=jnp.array([1.0, 0.0, 1.0, 1.0, 0.0]),
+        next_observation=jnp.asarray(generator.normal(size=(5, 3)), jnp.float32),
     )
-    return Experience(*map(jnp.asarray, rows))
 
 
 def test_target_and_losses_are_the_equations(state, batch) -> None:
@@ -91,10 +90,10 @@ def test_temperature_prices_entropy(entropy: float) -> None:
 
 def draw_bandit(generator: np.random.Generator) -> Experience:
     """Uniform actions of a one-step problem with r(a) = -(a - c)²/(2 s²), c = 0.3, s = 0.5."""
-    action = generator.uniform(-1, 1, (64, 1)).astype(np.float32)
-    same = np.ones((64, 1), np.float32)
+    action = jnp.asarray(generator.uniform(-1, 1, (64, 1)), jnp.float32)
+    same = jnp.ones((64, 1))
     reward = -((action[:, 0] - 0.3) ** 2) / (2 * 0.5**2)
-    return Experience(same, action, reward, np.zeros(64, np.float32), same)
+    return Experience(same, action, reward, jnp.zeros(64), same)
 
 
 def test_an_update_moves_every_network_as_the_equations_say() -> None:
@@ -148,7 +147,7 @@ def test_finds_the_optimum_of_a_bandit_with_entropy() -> None:
     alpha = variance / 0.5**2
     state = RECIPE.init(Spec(1, 1), key=jax.random.key(0))
     generator = np.random.default_rng(0)
-    for key in jax.random.split(jax.random.key(1), 2400):
+    for key in jax.random.split(jax.random.key(1), 2000):
         state, _ = RECIPE.update(state, draw_bandit(generator), key)
     noise = jnp.asarray(generator.standard_normal((4000, 1)).astype(np.float32))
     actions, log_pi = eqx.filter_jit(state.actor.batch)(jnp.ones((4000, 1)), noise)
@@ -163,7 +162,7 @@ def test_finds_the_optimum_of_a_bandit_with_entropy() -> None:
 
 
 def test_acting_is_the_policy(state) -> None:
-    s, noise = np.array([0.1, -2.0, 0.5], np.float32), np.array([0.3, -1.0], np.float32)
+    s, noise = jnp.array([0.1, -2.0, 0.5]), jnp.array([0.3, -1.0])
     np.testing.assert_allclose(
         act(state.actor, s, noise), log_density(state.actor, s, noise)[0], rtol=1e-5
     )

@@ -54,6 +54,8 @@ def _generate(
             on_progress=on_progress,
         )
     print(describe(report.train_path))
+    if report.expert is not None:
+        print(f"walked by the expert in {report.expert}")
     new = report.train_rows + report.validation_rows - report.found_rows
     print(
         f"wrote {report.train_path} ({report.train_rows:,} rows) and {report.validation_path} "

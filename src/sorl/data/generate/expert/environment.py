@@ -20,10 +20,11 @@ def make_expert_environment(protocol: ExpertProtocol) -> gymnasium.Env[Any, Any]
     observation, draws another every so many steps, and rewards metres moved along it.
     """
     # The ball's environment draws a picture when it is made.
-    drawing = {"render_mode": "rgb_array"} if protocol.draws else {}
     try:
         environment = gymnasium.make(
-            protocol.environment.replace("-xy", ""), disable_env_checker=True, **drawing
+            protocol.environment.replace("-xy", ""),
+            disable_env_checker=True,
+            render_mode="rgb_array" if protocol.draws else None,
         )
     except Exception as error:
         if not protocol.draws:

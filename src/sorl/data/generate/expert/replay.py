@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 
 from sorl import files
@@ -28,24 +29,32 @@ class Replay:
         """Steps added so far, forgotten ones included."""
         self._saved = 0
         self._capacity = capacity
-        self._rows = Experience(
-            observation=np.zeros((capacity, spec.observation_size), np.float32),
-            action=np.zeros((capacity, spec.action_size), np.float32),
-            reward=np.zeros(capacity, np.float32),
-            mask=np.zeros(capacity, np.float32),
-            next_observation=np.zeros((capacity, spec.observation_size), np.float32),
-        )
+        self._rows = {
+            "observation": np.zeros((capacity, spec.observation_size), np.float32),
+            "action": np.zeros((capacity, spec.action_size), np.float32),
+            "reward": np.zeros(capacity, np.float32),
+            "mask": np.zeros(capacity, np.float32),
+            "next_observation": np.zeros((capacity, spec.observation_size), np.float32),
+        }
 
-    def add(self, step: Experience) -> None:
-        """Remember one step; the oldest is forgotten when the buffer is full."""
-        for rows, value in zip(self._rows, step, strict=True):
+    def add(
+        self,
+        observation: np.ndarray,
+        action: np.ndarray,
+        reward: float,
+        mask: float,
+        next_observation: np.ndarray,
+    ) -> None:
+        """Remember one step, as `Experience` has it; the oldest is forgotten by a full buffer."""
+        step = (observation, action, reward, mask, next_observation)
+        for rows, value in zip(self._rows.values(), step, strict=True):
             rows[self.added % self._capacity] = value
         self.added += 1
 
     def sample(self, generator: np.random.Generator, rows: int) -> Experience:
         """Draw rows uniformly, with replacement, from at least one step."""
         places = generator.integers(min(self.added, self._capacity), size=rows)
-        return Experience(*(array[places] for array in self._rows))
+        return Experience(*(jnp.asarray(rows[places]) for rows in self._rows.values()))
 
     def save(self, folder: Path) -> None:
         """Write what was added since the last save, no more than the capacity, as one new file."""
@@ -54,7 +63,7 @@ class Replay:
         first = max(self._saved, self.added - self._capacity)
         if first < self.added:
             places = np.arange(first, self.added) % self._capacity
-            content = {key: rows[places] for key, rows in self._rows._asdict().items()}
+            content = {key: rows[places] for key, rows in self._rows.items()}
             path = folder / f"replay-{first:09d}-{self.added:09d}.safetensors"
             files.write_bytes(path, safetensors.numpy.save(content))
         self._saved = self.added
@@ -86,7 +95,7 @@ class Replay:
             try:
                 content = safetensors.numpy.load(path.read_bytes())
                 places = np.arange(first, end) % self._capacity
-                for key, rows in self._rows._asdict().items():
+                for key, rows in self._rows.items():
                     rows[places] = content[key]
             except (safetensors.SafetensorError, KeyError, ValueError) as error:
                 raise InputError(

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sorl import tables
 from sorl.data.generate.expert.environment import make_expert_environment, seed_expert_episode
 from sorl.data.generate.expert.folder import ExpertFolder, Position, find_folder
 from sorl.data.generate.expert.replay import Replay
-from sorl.data.generate.expert.sac import SAC, Experience, SACState, act
+from sorl.data.generate.expert.sac import SAC, SACState, act
 from sorl.data.generate.parts import hold
 from sorl.data.generate.protocols import ExpertProtocol
 from sorl.interruption import Interruption
@@ -123,7 +124,7 @@ def _train(
                 action = _choose(state, observation, generator, spec, uniform=warm)
                 next_observation, reward, ended, truncated, _ = environment.step(action)
                 mask = 0.0 if ended else 1.0
-                replay.add(Experience(observation, action, reward, mask, next_observation))
+                replay.add(observation, action, float(reward), mask, next_observation)
                 observation, done = next_observation, ended or truncated
                 episodes.returns[-1] += float(reward)
                 episodes.lengths[-1] += 1
@@ -164,7 +165,8 @@ def _choose(
     if uniform:
         return generator.uniform(-1.0, 1.0, spec.action_size).astype(np.float32)
     noise = generator.standard_normal(spec.action_size, np.float32)
-    return np.asarray(act(state.actor, observation.astype(np.float32), noise))
+    observation = observation.astype(np.float32)
+    return np.asarray(act(state.actor, jnp.asarray(observation), jnp.asarray(noise)))
 
 
 def _row(position: Position, episodes: _Episodes, metrics: Any) -> dict[str, float]:
