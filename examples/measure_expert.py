@@ -23,7 +23,7 @@ import tyro
 from sorl import files, tables
 from sorl.data.generate import PROTOCOLS, Description, describe
 from sorl.data.generate.environment import make_environment
-from sorl.data.generate.expert.actor import Actor, read_actor
+from sorl.data.generate.expert.actor import Actor, read_expert
 from sorl.data.generate.expert.environment import make_expert_environment, seed_expert_episode
 from sorl.data.generate.protocols import EXPERTS, ExpertProtocol, NavigateProtocol
 from sorl.data.generate.roll import roll_episode
@@ -50,7 +50,7 @@ def main(
     protocol = PROTOCOLS[data.stem]
     if not isinstance(protocol, NavigateProtocol) or protocol.expert is None:
         raise SystemExit(f"{data} was not collected by an expert.")
-    actor, origin = read_actor(expert)
+    actor, origin, _ = read_expert(expert)
     target.mkdir(parents=True, exist_ok=True)
     directions = command_directions(actor, EXPERTS[protocol.expert], episodes)
     tables.write_rows(target / "directions.csv", directions)

@@ -22,7 +22,7 @@ import sorl
 from numpy_networks import mlp
 from sorl import leaves, tables
 from sorl.data.generate import PROTOCOLS, describe, generate, roll
-from sorl.data.generate.expert.actor import Actor, Origin, read_actor, write_actor
+from sorl.data.generate.expert.actor import Actor, Origin, read_expert, write_actor
 from sorl.data.generate.expert.replay import Replay
 from sorl.data.generate.expert.sac import SAC, SquashedGaussian
 from sorl.data.generate.expert.training import train_expert
@@ -87,7 +87,7 @@ def test_resumes_after_a_kill_to_the_same_bytes(trained: Path, tmp_path: Path) -
     with pytest.raises(KilledError):
         train(tmp_path, kill_after=1_300)
     (folder,) = tmp_path.iterdir()
-    assert read_actor(folder / "actor.safetensors")[1].steps == 1_000
+    assert read_expert(folder / "actor.safetensors").origin.steps == 1_000
     # What a kill between the two writes of a checkpoint leaves: steps that no checkpoint knows.
     (folder / "training" / "replay-000001000-000002000.safetensors").write_bytes(b"torn")
     heard: list[int] = []
@@ -130,7 +130,7 @@ def test_a_trained_expert_is_found_again_and_another_seed_is_another(trained: Pa
     assert settings["steps"] == STEPS
     assert settings["seed"] == 3
     assert settings["recipe"]["hidden"] == [8, 8]
-    assert read_actor(trained)[1] == Origin("online-ant-xy-v0", STEPS, 3)
+    assert read_expert(trained).origin == Origin("online-ant-xy-v0", STEPS, 3)
 
 
 def test_an_interrupt_stops_at_the_end_of_an_episode(tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_the_numpy_actor_is_the_mode_of_the_policy(tmp_path: Path) -> None:
     arrays = {name: leaves.to_host(leaf) for name, leaf in leaves.named(policy).items()}
     origin = Origin("online-ant-xy-v0", 7, 0)
     write_actor(tmp_path / "actor.safetensors", arrays, origin)
-    actor, found = read_actor(tmp_path)
+    actor, found, _ = read_expert(tmp_path)
     assert found == origin
     assert (actor.observation_size, actor.action_size) == (29, 8)
     for observation in np.random.default_rng(0).normal(0, 3, (20, 29)):
@@ -231,15 +231,15 @@ def test_the_numpy_actor_is_the_mode_of_the_policy(tmp_path: Path) -> None:
 
 def test_files_that_are_no_expert(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="There is no"):
-        read_actor(tmp_path / "missing.safetensors")
+        read_expert(tmp_path / "missing.safetensors")
     path = tmp_path / "actor.safetensors"
     path.write_bytes(b"other")
     with pytest.raises(InputError, match="is not the file of an expert"):
-        read_actor(path)
+        read_expert(path)
     layers = {"mlp.layers[0].weight": np.zeros((3, 4)), "mlp.layers[0].bias": np.zeros(4)}
     write_actor(path, {**layers, "mlp.layers[1].weight": np.zeros((3, 2))}, Origin("x", 1, 0))
     with pytest.raises(InputError, match=r"layers\[1\].bias"):
-        read_actor(path)
+        read_expert(path)
     with pytest.raises(ValueError, match="shapes"):
         Actor({})
 
@@ -382,7 +382,7 @@ def test_the_layout_is_ogbenchs(walked: Path) -> None:
 
 def test_the_actions_are_the_experts_but_for_noise_of_two_tenths(walked: Path) -> None:
     (folder,) = (walked / "experts").iterdir()
-    actor, origin = read_actor(folder)
+    actor, origin, _ = read_expert(folder)
     assert origin == Origin("online-ant-xy-v0", 40, 4)
     with np.load(walked / f"{MAZE}.npz", allow_pickle=False) as file:
         observations, actions = file["observations"], file["actions"]

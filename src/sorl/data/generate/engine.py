@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias
 
 from sorl import platform
 from sorl.data.generate.archive import is_whole_part, merge_parts
-from sorl.data.generate.expert.actor import fingerprint
+from sorl.data.generate.expert.actor import Actor, read_expert
 from sorl.data.generate.expert.find import find_expert
 from sorl.data.generate.parts import open_parts, remove_parts
 from sorl.data.generate.pool import roll_jobs
@@ -132,8 +132,10 @@ def generate(
         "ogbench": version("ogbench"),
         "mujoco": version("mujoco"),
     }
+    actor: Actor | None = None
     if expert is not None:
-        settings["expert"] = fingerprint(expert)
+        # Read once: while its training goes on the file changes.
+        actor, _, settings["expert"] = read_expert(expert)
     jobs: dict[Split, list[Job]] = {
         split: [Job(split, i, folder / f"{split}-{i:06d}.npz") for i in range(counts[split])]
         for split in SPLITS
@@ -145,7 +147,7 @@ def generate(
             protocol,
             seed,
             workers,
-            expert,
+            actor,
             on_progress,
         )
         _write(jobs, {s: folder / path.name for s, path in paths.items()}, protocol, on_progress)
@@ -170,7 +172,7 @@ def _roll(
     protocol: Protocol,
     seed: int,
     workers: int,
-    expert: Path | None,
+    actor: Actor | None,
     on_progress: OnProgress | None,
 ) -> int:
     """Roll every episode that is not there yet; return the rows of those that are."""
@@ -178,7 +180,7 @@ def _roll(
     total = len(jobs) * protocol.rows
     found = done = total - len(missing) * protocol.rows
     _report(on_progress, Progress("rolling", done, found, total))
-    rolling = roll_jobs(missing, protocol, seed=seed, workers=workers, expert=expert)
+    rolling = roll_jobs(missing, protocol, seed=seed, workers=workers, actor=actor)
     with closing(rolling) as finished:
         for _ in finished:
             done += protocol.rows

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from pathlib import Path
 
+from sorl.data.generate.expert.actor import Actor
 from sorl.data.generate.protocols import Protocol
 from sorl.data.generate.worker import Job, serve_jobs, worker_variables
 from sorl.errors import WorkerError
@@ -22,11 +22,11 @@ def roll_jobs(
     *,
     seed: int,
     workers: int,
-    expert: Path | None = None,
+    actor: Actor | None = None,
 ) -> Generator[Job, None, None]:
     """Roll `jobs` on `workers` processes; yield each when its part is on the disk, in any order.
 
-    `expert` is the file of the policy that walks, where the protocol wants one.
+    `actor` is who walks, where the protocol wants an expert.
 
     When the caller stops (an interrupt, an exception, the generator closed), the episodes under
     way are finished and kept, and the processes end.
@@ -50,7 +50,7 @@ def roll_jobs(
 
     try:
         for _ in range(min(workers, len(jobs))):
-            process, connection = _start_worker(protocol, seed, expert)
+            process, connection = _start_worker(protocol, seed, actor)
             processes.append(process)
             hand_out(connection)
         while under_way:
@@ -73,13 +73,13 @@ def roll_jobs(
 
 
 def _start_worker(
-    protocol: Protocol, seed: int, expert: Path | None
+    protocol: Protocol, seed: int, actor: Actor | None
 ) -> tuple[SpawnProcess, Connection]:
     context = multiprocessing.get_context("spawn")
     # Starting a process starts this one first, and lets interrupts through: have it behind us.
     resource_tracker.ensure_running()
     ours, theirs = context.Pipe()
-    process = context.Process(target=serve_jobs, args=(theirs, protocol, seed, expert), daemon=True)
+    process = context.Process(target=serve_jobs, args=(theirs, protocol, seed, actor), daemon=True)
     # An interrupt from the keyboard reaches all processes of the terminal. Workers never see it:
     # they finish what they have begun, and the parent decides. The mask is inherited.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from sorl.data.generate.expert.actor import Actor
 from sorl.data.generate.protocols import Protocol
 from sorl.data.generate.seeding import Split
 
@@ -48,7 +49,7 @@ def worker_variables() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def serve_jobs(connection: Connection, protocol: Protocol, seed: int, expert: Path | None) -> None:
+def serve_jobs(connection: Connection, protocol: Protocol, seed: int, actor: Actor | None) -> None:
     """Roll each `Job` received; answer None when it is on the disk, else the OSError in its way.
 
     Returns when the other end is closed, be it on purpose or because the parent was killed.
@@ -58,11 +59,9 @@ def serve_jobs(connection: Connection, protocol: Protocol, seed: int, expert: Pa
     # The libraries warn about displays and number types; nobody could read it here.
     warnings.simplefilter("ignore")
     from sorl.data.generate.environment import make_environment
-    from sorl.data.generate.expert.actor import read_actor
     from sorl.data.generate.roll import roll_episode
 
     environment = make_environment(protocol)
-    actor = None if expert is None else read_actor(expert)[0]
     try:
         while True:
             job: Job = connection.recv()

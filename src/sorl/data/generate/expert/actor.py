@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -64,6 +65,15 @@ class Actor:
         return np.tanh((x @ weight + bias)[: self.action_size])
 
 
+class Expert(NamedTuple):
+    """What an expert's file holds."""
+
+    actor: Actor
+    origin: Origin
+    digest: str
+    """SHA-256 of the file: data that the expert collects depend on every byte."""
+
+
 def write_actor(path: Path, arrays: Mapping[str, np.ndarray], origin: Origin) -> None:
     """Write an expert's file, in one step.
 
@@ -76,8 +86,8 @@ def write_actor(path: Path, arrays: Mapping[str, np.ndarray], origin: Origin) ->
     files.write_bytes(path, safetensors.numpy.save(dict(arrays), metadata))
 
 
-def read_actor(path: Path) -> tuple[Actor, Origin]:
-    """Read an expert's file.
+def read_expert(path: Path) -> Expert:
+    """Read an expert's file, or the one in its folder.
 
     Raises:
         InputError: it is missing, damaged, or none of `write_actor`.
@@ -91,20 +101,15 @@ def read_actor(path: Path) -> tuple[Actor, Origin]:
         content = path.read_bytes()
     try:
         actor = Actor(safetensors.numpy.load(content))
-        with safetensors.safe_open(path, "numpy") as file:
-            origin = Origin(**json.loads((file.metadata() or {})["origin"]))
+        # Eight bytes with the length of a header, the header, the arrays.
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        origin = Origin(**json.loads(header["__metadata__"]["origin"]))
     except (safetensors.SafetensorError, KeyError, ValueError, TypeError) as error:
         raise InputError(
             f"{path} is not the file of an expert ({error}): give the actor.safetensors that "
             "`sorl generate` left under experts/."
         ) from error
-    return actor, origin
-
-
-def fingerprint(path: Path) -> str:
-    """SHA-256 of an expert's file: data collected with it depend on every byte."""
-    with files.explained("read", path):
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+    return Expert(actor, origin, hashlib.sha256(content).hexdigest())
 
 
 def _gelu(x: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
-from sorl.data.generate.expert.actor import read_actor
+from sorl.data.generate.expert.actor import read_expert
 from sorl.data.generate.protocols import EXPERTS, NavigateProtocol, Protocol, SoccerProtocol
 from sorl.errors import InputError
 
@@ -73,7 +73,7 @@ def find_expert(
         )
     if given.is_dir():
         given = given / "actor.safetensors"
-    _, origin = read_actor(given)
+    origin = read_expert(given).origin
     if origin.environment != recipe.environment:
         raise InputError(
             f"{given} was trained in {origin.environment}, but {name} needs an expert of "

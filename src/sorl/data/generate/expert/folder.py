@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from sorl import files, leaves, tables
-from sorl.data.generate.expert.actor import Origin, read_actor, write_actor
+from sorl.data.generate.expert.actor import Origin, read_expert, write_actor
 from sorl.data.generate.expert.replay import Replay
 from sorl.data.generate.expert.sac import SAC, SACState
 from sorl.data.generate.protocols import ExpertProtocol
@@ -73,7 +73,7 @@ class ExpertFolder:
 
     def is_finished(self) -> bool:
         """Whether the expert is trained to its last step."""
-        return self.actor.exists() and read_actor(self.actor)[1] == self.origin
+        return self.actor.exists() and read_expert(self.actor).origin == self.origin
 
     def create(self) -> None:
         """Make the folder, and say in it what it holds."""

@@ -78,6 +78,8 @@ def train_expert(
         recipe = SAC(warm_up=min(SAC.warm_up, steps // 10))
     folder = find_folder(root, protocol, steps=steps, seed=seed, recipe=recipe)
     if folder.is_finished():
+        # There still if a kill came between the last two things that a training does.
+        shutil.rmtree(folder.training, ignore_errors=True)
         return folder.actor
     folder.create()
     with hold(folder.path, f"Another process is training {folder.path}"):
