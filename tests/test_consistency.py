@@ -15,13 +15,14 @@ import one_member
 from sorl import consistency
 from sorl.consistency import NoiseLevels
 from sorl.nn import ActionNetwork
+from sorl.types import Spec
 
 LEVELS = NoiseLevels(40)
 ROWS = 9
 
 
 def network_of(seed: int) -> ActionNetwork:
-    return ActionNetwork(4, 3, (16, 16), scalars=1, key=jax.random.key(seed))
+    return ActionNetwork(Spec(4, 3), (16, 16), scalars=1, key=jax.random.key(seed))
 
 
 def slow_levels(count: int) -> np.ndarray:

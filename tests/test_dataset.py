@@ -298,8 +298,8 @@ BAD = {
     "single first row": (put("terminals", 0, True), "ends at row 0 has a single row"),
     "empty": (empty, "the set is empty"),
     "images": (
-        replace("observations", lambda _: np.zeros((9, 8, 8, 3), np.uint8)),
-        "uint8.*images are not supported",
+        replace("observations", lambda _: np.zeros((9, 8, 8), np.uint8)),
+        "uint8 of shape .9, 8, 8., but images must be uint8 of shape",
     ),
     "whole-number actions": (replace("actions", lambda a: a.astype(int)), "actions are int64"),
     "text": (replace("rewards", lambda a: a.astype(str)), "rewards are <U.*must be numbers"),

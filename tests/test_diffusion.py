@@ -18,6 +18,7 @@ import probes
 from sorl import diffusion
 from sorl.diffusion import VariancePreserving
 from sorl.nn import ActionNetwork
+from sorl.types import Spec
 
 SCHEDULE = VariancePreserving(0.1, 10.0)
 OTHER = VariancePreserving(0.1, 20.0)
@@ -70,7 +71,7 @@ def test_strided_numbers_are_even_and_end_with_the_last(count, data):
 
 def test_noise_prediction_error_equals_numpy(rng):
     """The noise is drawn again from the same key; all else is written anew."""
-    network = ActionNetwork(4, 3, (16, 16), scalars=1, key=jax.random.key(0))
+    network = ActionNetwork(Spec(4, 3), (16, 16), scalars=1, key=jax.random.key(0))
     s, a, t = rng.normal(size=(7, 4)), rng.normal(size=(7, 3)), rng.uniform(size=7)
     key = jax.random.key(1)
     found = jax.jit(

@@ -16,6 +16,7 @@ from sorl.errors import InputError
 from sorl.flow_policy import FlowPolicy, flow_actions
 from sorl.nn import ActionNetwork, Critic
 from sorl.optim import adam
+from sorl.types import Spec
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def velocity() -> ActionNetwork:
 
 
 def policy_with(velocity: ActionNetwork, aggregation) -> FlowPolicy:
-    critic = Critic(4, 3, 0, (16, 16), heads=2, key=jax.random.key(1))
+    critic = Critic(Spec(4, 3), 0, (16, 16), heads=2, key=jax.random.key(1))
     return FlowPolicy(velocity=velocity, critic=critic, aggregation=aggregation)
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import numpy_networks as slow
 from sorl import flows
 from sorl.nn import ActionNetwork
+from sorl.types import Spec
 
 E = 0.05  # far above SORL's 1e-5, so that a slip in its place shows
 
@@ -115,7 +116,7 @@ def test_self_consistency_holds_where_the_exact_shortcut_is_known(rng):
 
 def test_flow_matching_error_equals_numpy(rng):
     """The noise and the times are drawn again from the same keys; all else is written anew."""
-    network = ActionNetwork(4, 3, (8, 8), scalars=1, key=jax.random.key(0))
+    network = ActionNetwork(Spec(4, 3), (8, 8), scalars=1, key=jax.random.key(0))
     s, a = (rng.normal(size=(6, size)).astype(np.float32) for size in (4, 3))
     key = jax.random.key(2)
     error = flows.flow_matching_error(network, jnp.asarray(s), jnp.asarray(a), key=key)
@@ -129,7 +130,7 @@ def test_flow_matching_error_equals_numpy(rng):
 
 
 def test_a_network_of_one_size_steps_as_euler_does(rng):
-    network = ActionNetwork(4, 3, (8, 8), scalars=1, key=jax.random.key(0))
+    network = ActionNetwork(Spec(4, 3), (8, 8), scalars=1, key=jax.random.key(0))
     s, x = rng.normal(size=4), rng.normal(size=3)
     landed = flows.euler_path(
         flows.one_size(network, jnp.asarray(s, jnp.float32)), jnp.asarray(x, jnp.float32), steps=3

@@ -11,6 +11,7 @@ import scipy.stats
 import numpy_networks as slow
 from sorl import losses
 from sorl.nn import Critic
+from sorl.types import Spec
 
 
 def test_aggregation(rng):
@@ -83,7 +84,7 @@ def test_advantage_weights_are_capped_and_pass_no_gradient():
 
 
 def test_critic_loss_equals_numpy_over_rows_and_heads(rng):
-    critic = Critic(4, 3, 1, (8, 8), heads=3, key=jax.random.key(0))
+    critic = Critic(Spec(4, 3), 1, (8, 8), heads=3, key=jax.random.key(0))
     s, a = (rng.normal(size=(7, size)).astype(np.float32) for size in (4, 3))
     y = rng.normal(size=7).astype(np.float32)
     loss, metrics = losses.critic_loss(

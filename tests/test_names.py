@@ -80,7 +80,7 @@ def test_default_task_is_ogbenchs_own(short: str) -> None:
         ("cube-single-play-singletask-task6-v0", "from 1 to 5"),
         ("cube-single-play-singletask-task0-v0", "from 1 to 5"),
         ("cube-single-play-singletask-task²-v0", "There is no OGBench environment"),
-        ("visual-cube-single-play-singletask-v0", "images"),
+        ("powderworld-easy-play-singletask-v0", "discrete actions"),
         ("HalfCheetah-v5", "There is no OGBench environment"),
         ("", "There is no OGBench environment"),
     ],

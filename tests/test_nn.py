@@ -9,6 +9,7 @@ import numpy as np
 
 import numpy_networks as slow
 from sorl.nn import MLP, ActionNetwork, Critic
+from sorl.types import Spec
 
 
 def count(module):
@@ -18,8 +19,8 @@ def count(module):
 def test_parameter_counts_are_the_papers():
     """Observation 28, action 5: 808,965 and 1,620,994 parameters."""
     hidden = (512,) * 4
-    assert count(ActionNetwork(28, 5, hidden, scalars=2, key=jax.random.key(0))) == 808_965
-    assert count(Critic(28, 5, 1, hidden, heads=2, key=jax.random.key(0))) == 1_620_994
+    assert count(ActionNetwork(Spec(28, 5), hidden, scalars=2, key=jax.random.key(0))) == 808_965
+    assert count(Critic(Spec(28, 5), 1, hidden, heads=2, key=jax.random.key(0))) == 1_620_994
 
 
 def test_mlp_equals_numpy_with_and_without_layer_norm(rng):
@@ -40,7 +41,7 @@ def test_initial_weights_are_glorot_uniform():
 
 
 def test_heads_are_different_networks_and_batches_equal_single_samples(rng):
-    critic = Critic(3, 2, 1, (16, 16), heads=2, key=jax.random.key(3))
+    critic = Critic(Spec(3, 2), 1, (16, 16), heads=2, key=jax.random.key(3))
     s, a = rng.normal(size=(7, 3)), rng.normal(size=(7, 2))
     values = jax.vmap(lambda s, a: critic(s, a, jnp.float32(4)))(
         jnp.asarray(s, jnp.float32), jnp.asarray(a, jnp.float32)

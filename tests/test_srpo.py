@@ -255,7 +255,7 @@ def test_with_the_exact_score_a_small_beta_goes_where_the_divergence_is_flat(tim
     srpo = SRPO(temperature=1e-4, time_weight=time_weight, normalise_q=False, hidden=(16, 16))
     spec, optimizer = Spec(3, 2), adam(3e-3, max_gradient_norm=None)
     behaviour = ExactNoise()
-    critic = Critic(3, 2, 0, (4,), heads=2, key=jax.random.key(1))
+    critic = Critic(Spec(3, 2), 0, (4,), heads=2, key=jax.random.key(1))
     batch = one_member.batch_of(np.random.default_rng(0), 256)._replace(
         observation=jnp.tile(jnp.asarray(probes.STATES[0]), (256, 1))
     )

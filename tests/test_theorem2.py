@@ -363,7 +363,7 @@ def test_derivatives_are_taken_around_the_exact_flow_at_the_time_of_the_step(mon
 
 @pytest.fixture(scope="module")
 def network():
-    network = ActionNetwork(1, 2, (32, 32), scalars=2, key=jax.random.key(3))
+    network = ActionNetwork(Spec(1, 2), (32, 32), scalars=2, key=jax.random.key(3))
     return jax.tree.map(lambda x: x * 1.3, network)
 
 

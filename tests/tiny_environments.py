@@ -117,6 +117,55 @@ class Push(gymnasium.Env):
         return self._observation(), float(near), lost, False, {"success": near}
 
 
+class Side(gymnasium.Env):
+    """A bright square on one side of the picture, and where to step: one step to that side wins.
+
+    The red channel counts the steps, so that stacked frames can be told apart.
+    """
+
+    observation_space: Any = gymnasium.spaces.Box(0, 255, (4, 4, 2), np.uint8)
+    action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+
+    def __init__(self, trouble: str = "", render_mode: str | None = None):
+        self.render_mode = render_mode
+
+    def _observation(self) -> Any:
+        return side_picture(self.side, self.steps)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
+        super().reset(seed=seed)
+        self.side, self.steps = int(self.np_random.integers(2)), 0
+        return self._observation(), {}
+
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict]:
+        success = bool(action[0] * (2 * self.side - 1) > 0.5)
+        self.steps += 1
+        return self._observation(), float(success), False, False, {"success": success}
+
+
+def side_picture(side: int, steps: int) -> np.ndarray:
+    picture = np.zeros((4, 4, 2), np.uint8)
+    picture[..., 0] = steps
+    picture[1:3, 2 * side : 2 * side + 2, 1] = 255
+    return picture
+
+
+class SideAndState(Side):
+    """The picture, and vectors before and behind it in the order of names."""
+
+    observation_space = gymnasium.spaces.Dict(
+        {
+            "arm": gymnasium.spaces.Box(-1, 1, (2,), np.float64),
+            "camera": Side.observation_space,
+            "gripper": gymnasium.spaces.Discrete(2),
+        }
+    )
+
+    def _observation(self) -> Any:
+        arm = np.array([self.steps / 10, -0.5])
+        return {"camera": super()._observation(), "arm": arm, "gripper": self.steps % 2}
+
+
 def register(name: str, kind: Any, max_episode_steps: int | None = 12, trouble: str = "") -> None:
     gymnasium.register(name, kind, max_episode_steps=max_episode_steps, kwargs={"trouble": trouble})
 
@@ -134,3 +183,5 @@ register("ReachWide-v0", Wide)
 gymnasium.register(
     "Push-v0", "tiny_environments:Push", max_episode_steps=8, disable_env_checker=True
 )
+register("Side-v0", Side, max_episode_steps=3)
+register("SideAndState-v0", SideAndState, max_episode_steps=3)

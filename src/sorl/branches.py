@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from sorl import inference
 from sorl.algorithm import AbstractScoredPolicy
+from sorl.encoders import frames_of
 from sorl.environments import VectorEnvironment
 from sorl.errors import InputError
 from sorl.rollouts import GroupActor, environment_id, run_rollouts
@@ -171,10 +172,14 @@ def branch(
 
     name = environment_id(environment, member.task)
     with VectorEnvironment(
-        name, slots=8 * workers, workers=workers, max_episode_steps=max_episode_steps
+        name,
+        slots=8 * workers,
+        workers=workers,
+        max_episode_steps=max_episode_steps,
+        frames=frames_of(policy),
     ) as vector:
         actor = GroupActor(policy, member, Budget(budget.steps, 1), seed)
-        actor.prepare(vector.sizes.observation_size, vector.sizes.action_size)
+        actor.prepare(vector.sizes)
         actor.check_range(vector.sizes)
         keeping = _Keeping(actor)
         run_rollouts(vector, [keeping], [name], episodes=states, on_episode=count)

@@ -59,6 +59,7 @@ def denoiser(
     reads of τ is Karras et al.'s.
     """
     spread = levels.action_spread
+    answer = network.bind(observation)
 
     def denoised(
         x: Float[Array, " action_size"], level: Float[Array, ""]
@@ -66,7 +67,7 @@ def denoiser(
         above = level - jnp.float32(levels.lowest)
         size = jnp.sqrt(level**2 + spread**2)
         skip = spread**2 / (above**2 + spread**2)
-        return skip * x + spread * above / size * network(observation, x / size, jnp.log(level) / 4)
+        return skip * x + spread * above / size * answer(x / size, jnp.log(level) / 4)
 
     return denoised
 

@@ -5,7 +5,9 @@ Never imports JAX, so that a worker starts quickly and stays small.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import math
 import mmap
 import os
 import traceback
@@ -18,6 +20,7 @@ import numpy as np
 from sorl.errors import InputError
 from sorl.own_environments import make_own
 from sorl.own_names import is_own
+from sorl.spaces import Apart, take_apart
 
 if TYPE_CHECKING:
     import gymnasium
@@ -34,6 +37,8 @@ class Sizes(NamedTuple):
         max_episode_steps: steps after which an episode is cut off.
         action_low: least value of each entry of an action; empty where it is -1.
         action_high: largest value; empty where it is 1.
+        image: height, width and channels of all frames together; empty where there is no image.
+            Observations then are its pixels and, behind them, a state.
     """
 
     observation_size: int
@@ -41,6 +46,12 @@ class Sizes(NamedTuple):
     max_episode_steps: int
     action_low: tuple[float, ...] = ()
     action_high: tuple[float, ...] = ()
+    image: tuple[int, ...] = ()
+
+    @property
+    def state_size(self) -> int:
+        """Entries of an observation that are no pixels."""
+        return self.observation_size - (math.prod(self.image) if self.image else 0)
 
 
 def _registered_id(environment_id: str) -> str:
@@ -97,7 +108,10 @@ def make_environment(
     try:
         name = _registered_id(environment_id)
         specification = gymnasium.spec(name)
-        if render_size is not None and str(specification.entry_point).startswith("ogbench."):
+        # Those that are seen in pictures keep the size that a policy has learnt from.
+        sizable = specification.kwargs.get("ob_type") != "pixels"
+        ours = str(specification.entry_point).startswith("ogbench.")
+        if render_size is not None and sizable and ours:
             options.update(width=render_size, height=render_size)
         environment = gymnasium.make(name, **options)
     except (gymnasium.error.UnregisteredEnv, ModuleNotFoundError) as error:
@@ -117,16 +131,22 @@ def _sizes_or_close(environment: gymnasium.Env, environment_id: str) -> None:
         raise
 
 
-def _sizes(environment: gymnasium.Env, environment_id: str) -> Sizes:
+def _sizes(environment: gymnasium.Env, environment_id: str, frames: int = 1) -> Sizes:
     """Read and check the sizes of an environment."""
     import gymnasium
 
     observations, actions = environment.observation_space, environment.action_space
-    if not isinstance(observations, gymnasium.spaces.Box) or len(observations.shape) != 1:
-        raise InputError(
-            f"Environment {environment_id} has observations {observations}, but a policy here "
-            "takes one flat vector of numbers: wrap it in gymnasium's FlattenObservation."
-        )
+    flat = isinstance(observations, gymnasium.spaces.Box) and len(observations.shape) == 1
+    seen = Apart(None, np.zeros(0))
+    if not flat:
+        with contextlib.suppress(InputError):
+            seen = take_apart(observations, observations.sample())
+        if seen.image is None:
+            raise InputError(
+                f"Environment {environment_id} has observations {observations}, but a policy here "
+                "takes one flat vector of numbers: wrap it in gymnasium's FlattenObservation; or "
+                "a uint8 image [height, width, channels], alone or beside vectors in a dictionary."
+            )
     if not isinstance(actions, gymnasium.spaces.Box) or len(actions.shape) != 1:
         raise InputError(
             f"Environment {environment_id} has actions {actions}, but a policy here gives one flat "
@@ -145,14 +165,20 @@ def _sizes(environment: gymnasium.Env, environment_id: str) -> Sizes:
             "with max_episode_steps."
         )
     low, high = (() if usual else tuple(map(float, it)) for it in (actions.low, actions.high))
-    return Sizes(observations.shape[0], actions.shape[0], limit, low, high)
+    if seen.image is None:
+        return Sizes(observations.shape[0], actions.shape[0], limit, low, high)  # pyright: ignore[reportOptionalSubscript]
+    height, width, channels = seen.image.shape
+    image = (height, width, channels * frames)
+    size = math.prod(image) + seen.state.size
+    return Sizes(size, actions.shape[0], limit, low, high, image)
 
 
 def slot_type(sizes: Sizes) -> np.dtype:
     """One slot's record in the shared memory."""
     return np.dtype(
         [
-            ("observation", np.float64, (sizes.observation_size,)),
+            ("observation", np.float64, (sizes.state_size,)),
+            *([("image", np.uint8, sizes.image)] if sizes.image else []),
             ("action", np.float32, (sizes.action_size,)),
             ("episode_return", np.float64),
             ("reward", np.float64),
@@ -167,10 +193,11 @@ def slot_type(sizes: Sizes) -> np.dtype:
 class _Slot:
     """One environment inside a worker and the random numbers that belong to it alone."""
 
-    def __init__(self, environment_id: str, options: dict[str, Any]):
+    def __init__(self, environment_id: str, options: dict[str, Any], frames: int):
         self.environment_id = environment_id
         self.environment = make_environment(environment_id, **options)
-        self.sizes = _sizes(self.environment, environment_id)
+        self.sizes = _sizes(self.environment, environment_id, frames)
+        self.frames = frames
         self.generator: np.random.BitGenerator = np.random.PCG64(0)
 
     def become(self, environment_id: str) -> bool:
@@ -206,7 +233,8 @@ class _Slot:
         self.generator = np.random.PCG64(seed)
         _global_random.set_bit_generator(self.generator)
         self.environment.action_space.seed(seed)
-        record["observation"], _ = self.environment.reset(seed=seed)
+        observation, _ = self.environment.reset(seed=seed)
+        self._observe(record, observation, first=True)
         for field in ("episode_return", "reward", "success", "length", "done"):
             record[field] = 0
 
@@ -217,12 +245,23 @@ class _Slot:
         observation, reward, terminated, truncated, info = self.environment.step(
             record["action"].copy()
         )
-        record["observation"] = observation
+        self._observe(record, observation, first=False)
         record["reward"] = float(reward)
         record["episode_return"] += float(reward)
         record["success"] = float(info.get("success", 0.0))
         record["length"] += 1
         record["done"] = terminated or truncated
+
+    def _observe(self, record: np.void, observation: Any, *, first: bool) -> None:
+        """Write an observation down; its frame behind those before it, or as all of them."""
+        if not self.sizes.image:
+            record["observation"] = observation
+            return
+        frame, record["observation"] = take_apart(self.environment.observation_space, observation)
+        assert frame is not None
+        earlier = record["image"][..., frame.shape[-1] :]
+        kept = np.tile(frame, self.frames - 1) if first else earlier
+        record["image"] = np.concatenate([kept, frame], axis=-1)
 
 
 class Worker:
@@ -237,15 +276,21 @@ class Worker:
         self._slots: dict[int, _Slot] = {}
         self._spare: list[_Slot] = []
         self._options: dict[str, Any] = {}
+        self._frames = 1
         self._sizes: Sizes | None = None
         self._records = np.empty(0)
 
     def describe(
-        self, environment_id: str, max_episode_steps: int | None, render_size: int | None
+        self,
+        environment_id: str,
+        max_episode_steps: int | None,
+        render_size: int | None,
+        frames: int,
     ) -> Sizes:
         """Build the first environment and say how large its vectors are."""
         self._options = {"max_episode_steps": max_episode_steps, "render_size": render_size}
-        self._spare.append(_Slot(environment_id, self._options))
+        self._frames = frames
+        self._spare.append(_Slot(environment_id, self._options, frames))
         self._sizes = self._spare[0].sizes
         return self._sizes
 
@@ -273,7 +318,7 @@ class Worker:
             if self._slots[slot].become(environment_id):
                 return
             self._slots.pop(slot).environment.close()
-        new = _Slot(environment_id, self._options)
+        new = _Slot(environment_id, self._options, self._frames)
         if new.sizes != self._sizes:
             raise InputError(
                 f"Environment {environment_id} has {new.sizes}, but the others have "

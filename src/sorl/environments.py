@@ -32,6 +32,8 @@ from typing import Any
 
 import numpy as np
 
+from sorl import graphics
+from sorl.data.names import VISUAL
 from sorl.environment_worker import Sizes, make_environment, slot_type
 from sorl.errors import InputError, WorkerError
 
@@ -55,7 +57,9 @@ class VectorEnvironment:
         max_episode_steps: see `make_environment`.
         render_size: see `make_environment`; only then `frame` may be called.
         variables: environment variables of the workers besides the inherited ones, for example
-            `{"MUJOCO_GL": "egl"}`.
+            `{"MUJOCO_GL": "egl"}`; OGBench's visual environments find that out by themselves.
+        frames: frames of an image, where observations hold one, that are stacked in its channels;
+            at an episode's start its first frame is repeated.
 
     Raises:
         InputError: the environment is unknown or of a kind that cannot be used.
@@ -71,12 +75,16 @@ class VectorEnvironment:
         max_episode_steps: int | None = None,
         render_size: int | None = None,
         variables: Mapping[str, str] | None = None,
+        frames: int = 1,
     ):
         if not 1 <= workers <= slots:
             raise InputError(
                 f"{workers} workers cannot share {slots} slots: give at least one worker and at "
                 "least one slot for each."
             )
+        if variables is None and environment_id.startswith(VISUAL):
+            variables = graphics.working()
+        self.frames = frames
         self.slots = slots
         self.workers = workers
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -87,7 +95,7 @@ class VectorEnvironment:
             with tempfile.TemporaryFile(dir=shared) as memory:
                 for _ in range(workers):
                     self._start_worker(memory.fileno(), variables or {})
-                description = ("describe", environment_id, max_episode_steps, render_size)
+                description = ("describe", environment_id, max_episode_steps, render_size, frames)
                 for worker in range(workers):
                     self._send(worker, description)
                 answers = [self._receive(worker) for worker in range(workers)]
@@ -184,11 +192,21 @@ class VectorEnvironment:
         """A copy of what the slots hold now; only of slots that no worker is busy with.
 
         Returns:
-            Structured array `[slots]` with the fields observation `[observation_size]`, action
-            `[action_size]`, reward (of the last step), episode_return (sum of rewards so far),
-            length (steps so far), success (at the last step, 0 or 1) and done.
+            Structured array `[slots]` with the fields observation `[state_size]`, image (uint8
+            `[height, width, channels]`, where there is one), action `[action_size]`, reward (of
+            the last step), episode_return (sum of rewards so far), length (steps so far), success
+            (at the last step, 0 or 1) and done.
         """
         return self._records[list(slots)]
+
+    def observations(self, slots: Sequence[int]) -> np.ndarray:
+        """The flat observations of some slots, `[slots, observation_size]`, pixels first."""
+        records = self.records(slots)
+        if not self.sizes.image:
+            return records["observation"]
+        pixels = records["image"].reshape(len(records), -1)
+        parts = [pixels.astype(np.float32), records["observation"].astype(np.float32)]
+        return np.concatenate(parts, axis=1)
 
     def reset(self, slot: int, environment_id: str, seed: int) -> np.void:
         """Start an episode in one slot and wait; returns its record, see `records`."""

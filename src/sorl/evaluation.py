@@ -16,6 +16,7 @@ import jax
 
 from sorl import inference, platform
 from sorl.algorithm import AbstractPolicy
+from sorl.encoders import frames_of
 from sorl.environments import VectorEnvironment
 from sorl.errors import InputError
 from sorl.inference import USUAL, Strategy
@@ -142,7 +143,7 @@ class Evaluator:
         budgets = list(dict.fromkeys(budgets))
         _check(policies, members, budgets, strategy, episodes, seed)
         try:
-            vector = self._start(members[0].task, episodes * len(members))
+            vector = self._start(members[0].task, episodes * len(members), frames_of(policies))
             return _evaluate(
                 vector,
                 self._environment,
@@ -158,7 +159,9 @@ class Evaluator:
             self.close()  # what the workers still do belongs to an evaluation that is no more
             raise
 
-    def _start(self, task: int, episodes: int) -> VectorEnvironment:
+    def _start(self, task: int, episodes: int, frames: int) -> VectorEnvironment:
+        if self._vector is not None and self._vector.frames != frames:
+            self.close()
         if self._vector is None:
             workers = self._workers or min(platform.cores(), self._slots or episodes)
             # A second group for each worker keeps it busy while the first is acted for, but its
@@ -170,6 +173,7 @@ class Evaluator:
                 slots=slots,
                 workers=workers,
                 max_episode_steps=self._max_episode_steps,
+                frames=frames,
             )
         return self._vector
 
@@ -295,7 +299,7 @@ def _evaluate(
             GroupActor(policy, member, budget, seed, strategy)
             for policy, member in zip(singles, members, strict=True)
         ]
-        actors[0].prepare(sizes.observation_size, sizes.action_size)
+        actors[0].prepare(sizes)
         actors[0].check_range(sizes)
         last = run_rollouts(vector, actors, ids, episodes=episodes, on_episode=count)
         milliseconds = latency(singles[0], budget, sizes.observation_size, strategy)

@@ -27,6 +27,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from sorl.losses import td_target
 from sorl.nn import Critic
 from sorl.optim import minimise, moving_average
+from sorl.types import Spec
 
 HIDDEN = (128, 128)
 BATCH_SIZE = 256
@@ -93,9 +94,8 @@ def fitted_q(
         unit: Float[Array, ""],
         start_actions: Float[Array, "starts action_size"],
     ) -> Float[Array, ""]:
-        critic = Critic(
-            observations.shape[1], next_actions.shape[1], 0, HIDDEN, heads=1, key=init_key
-        )
+        spec = Spec(observations.shape[1], next_actions.shape[1])
+        critic = Critic(spec, 0, HIDDEN, heads=1, key=init_key)
         moving, fixed = eqx.partition(critic, eqx.is_array)
 
         def step(i: Int[Array, ""], carry: tuple) -> tuple:

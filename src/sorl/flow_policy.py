@@ -93,7 +93,7 @@ def init(
     key: PRNGKeyArray,
 ) -> tuple[ActionNetwork, optax.OptState]:
     """A fresh velocity v(s, x, t) and its optimiser's state."""
-    velocity = ActionNetwork(spec.observation_size, spec.action_size, hidden, scalars=1, key=key)
+    velocity = ActionNetwork(spec, hidden, scalars=1, key=key)
     return velocity, optimizer.init(eqx.filter(velocity, eqx.is_array))
 
 

@@ -60,7 +60,8 @@ def flow_matching_error(
 
 def one_size(network: ActionNetwork, observation: Float[Array, " observation_size"]) -> Velocity:
     """The velocity of a network that reads t alone: the same at every step size."""
-    return lambda x, time, _level: network(observation, x, time)
+    answer = network.bind(observation)
+    return lambda x, time, _level: answer(x, time)
 
 
 def euler_path(

@@ -19,8 +19,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from sorl import encoders
 from sorl.algorithm import AbstractPolicy
 from sorl.critic_policy import AbstractCriticPolicy, check_one_pass
+from sorl.encoders import Encoder
 from sorl.losses import Aggregation
 from sorl.nn import MLP, Critic
 from sorl.types import Spec
@@ -30,16 +32,18 @@ class DirectActor(eqx.Module):
     """μ(s): an action from an observation alone, in one pass.
 
     Args:
-        spec: sizes of observations and actions.
+        spec: what observations are, and sizes of actions.
         hidden: sizes of the hidden layers.
         squash: whether tanh brings every entry into (-1, 1); otherwise they are not bounded.
     """
 
     mlp: MLP
+    encoder: Encoder | None
     squash: bool = eqx.field(static=True)
 
     def __init__(self, spec: Spec, hidden: Sequence[int], *, squash: bool, key: PRNGKeyArray):
-        self.mlp = MLP(spec.observation_size, hidden, spec.action_size, layer_norm=False, key=key)
+        self.encoder, features, key = encoders.begin(spec, key)
+        self.mlp = MLP(features, hidden, spec.action_size, layer_norm=False, key=key)
         self.squash = squash
 
     @property
@@ -51,7 +55,7 @@ class DirectActor(eqx.Module):
         self, observation: Float[Array, " observation_size"]
     ) -> Float[Array, " action_size"]:
         """μ of one observation."""
-        answer = self.mlp(observation)
+        answer = self.mlp(encoders.encode(self.encoder, observation))
         return jnp.tanh(answer) if self.squash else answer
 
     def batch(

@@ -44,8 +44,8 @@ def init(
 ) -> ImplicitQ:
     """Fresh networks; the target starts as a copy."""
     critic_key, value_key = jax.random.split(key)
-    critic = Critic(spec.observation_size, spec.action_size, 0, hidden, heads=heads, key=critic_key)
-    value = ValueNetwork(spec.observation_size, hidden, key=value_key)
+    critic = Critic(spec, 0, hidden, heads=heads, key=critic_key)
+    value = ValueNetwork(spec, hidden, key=value_key)
     return ImplicitQ(
         critic=critic,
         target_critic=critic,

@@ -2,55 +2,36 @@
 
 Every module takes ONE sample; callers vmap. Weights are stored `[inputs, outputs]`, so that a
 mapped layer is a plain row-major matrix product.
+
+Where an observation holds an image, a network begins with an encoder of its own
+(`sorl.encoders`): `encode` makes features of an observation, which are the observation itself
+where there is no image. Whoever calls a network many times for one observation encodes it once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-LAYER_NORM_EPSILON = 1e-6
+from sorl import encoders
+from sorl.encoders import Encoder
+from sorl.layers import LAYER_NORM_EPSILON, LayerNorm, Linear
+from sorl.types import Spec
 
-
-class Linear(eqx.Module):
-    """y = x W + b; Glorot-uniform W (variance scaling 1.0, fan average), zero b.
-
-    Args:
-        inputs: size of x.
-        outputs: size of y.
-    """
-
-    weight: Float[Array, "inputs outputs"]
-    bias: Float[Array, " outputs"]
-
-    def __init__(self, inputs: int, outputs: int, *, key: PRNGKeyArray):
-        self.weight = jax.nn.initializers.glorot_uniform()(key, (inputs, outputs), jnp.float32)
-        self.bias = jnp.zeros(outputs)
-
-    def __call__(self, x: Float[Array, " inputs"]) -> Float[Array, " outputs"]:
-        """Map one sample."""
-        return x @ self.weight + self.bias
-
-
-class LayerNorm(eqx.Module):
-    """Layer normalisation with learned scale and offset (Ba et al. 2016); epsilon 1e-6."""
-
-    scale: Float[Array, " size"]
-    offset: Float[Array, " size"]
-
-    def __init__(self, size: int):
-        self.scale = jnp.ones(size)
-        self.offset = jnp.zeros(size)
-
-    def __call__(self, x: Float[Array, " size"]) -> Float[Array, " size"]:
-        """Normalise one sample over its entries."""
-        centred = x - jnp.mean(x)
-        variance = jnp.mean(centred * centred)
-        return centred * jax.lax.rsqrt(variance + LAYER_NORM_EPSILON) * self.scale + self.offset
+__all__ = [
+    "LAYER_NORM_EPSILON",
+    "MLP",
+    "ActionNetwork",
+    "Critic",
+    "LayerNorm",
+    "Linear",
+    "ValueNetwork",
+]
 
 
 class MLP(eqx.Module):
@@ -100,25 +81,18 @@ class ActionNetwork(eqx.Module):
     raw, beside s and x: no embedding.
 
     Args:
-        observation_size: entries of s.
-        action_size: entries of x and of the answer.
+        spec: what s is, and entries of x and of the answer.
         hidden: sizes of the hidden layers.
         scalars: how many scalars are read.
     """
 
     mlp: MLP
+    encoder: Encoder | None
 
-    def __init__(
-        self,
-        observation_size: int,
-        action_size: int,
-        hidden: Sequence[int],
-        *,
-        scalars: int,
-        key: PRNGKeyArray,
-    ):
-        inputs = observation_size + action_size + scalars
-        self.mlp = MLP(inputs, hidden, action_size, layer_norm=False, key=key)
+    def __init__(self, spec: Spec, hidden: Sequence[int], *, scalars: int, key: PRNGKeyArray):
+        self.encoder, features, key = encoders.begin(spec, key)
+        inputs = features + spec.action_size + scalars
+        self.mlp = MLP(inputs, hidden, spec.action_size, layer_norm=False, key=key)
 
     @property
     def action_size(self) -> int:
@@ -132,51 +106,74 @@ class ActionNetwork(eqx.Module):
         *scalars: Float[Array, ""],
     ) -> Float[Array, " action_size"]:
         """The answer for one sample."""
-        return self.mlp(jnp.concatenate([observation, x, *(value[None] for value in scalars)]))
+        return self.answer(self.encode(observation), x, *scalars)
+
+    def encode(self, observation: Float[Array, " observation_size"]) -> Float[Array, " features"]:
+        """What `answer` reads of an observation."""
+        return encoders.encode(self.encoder, observation)
+
+    def answer(
+        self,
+        features: Float[Array, " features"],
+        x: Float[Array, " action_size"],
+        *scalars: Float[Array, ""],
+    ) -> Float[Array, " action_size"]:
+        """The answer for one sample whose observation is encoded already."""
+        return self.mlp(jnp.concatenate([features, x, *(value[None] for value in scalars)]))
+
+    def bind(
+        self, observation: Float[Array, " observation_size"]
+    ) -> Callable[..., Float[Array, " action_size"]]:
+        """f(s, ·, ...) for one observation, which is encoded once, however often it is called."""
+        return functools.partial(self.answer, self.encode(observation))
 
 
 class ValueNetwork(eqx.Module):
     """V(s) with LayerNorm.
 
     Args:
-        observation_size: entries of s.
+        spec: what s is.
         hidden: sizes of the hidden layers.
     """
 
     mlp: MLP
+    encoder: Encoder | None
 
-    def __init__(self, observation_size: int, hidden: Sequence[int], *, key: PRNGKeyArray):
-        self.mlp = MLP(observation_size, hidden, 1, layer_norm=True, key=key)
+    def __init__(self, spec: Spec, hidden: Sequence[int], *, key: PRNGKeyArray):
+        self.encoder, features, key = encoders.begin(spec, key)
+        self.mlp = MLP(features, hidden, 1, layer_norm=True, key=key)
 
     def __call__(self, observation: Float[Array, " observation_size"]) -> Float[Array, ""]:
         """V of one observation."""
-        return self.mlp(observation)[0]
+        return self.mlp(encoders.encode(self.encoder, observation))[0]
 
 
 class Critic(eqx.Module):
     """An ensemble of Q networks with LayerNorm; all heads in one batched product.
 
+    The heads share the encoder of an image.
+
     Args:
-        observation_size: entries of s.
-        action_size: entries of a.
+        spec: what s is, and entries of a.
         extra_size: further raw scalars the heads read, such as the number of sampling steps.
         hidden: sizes of the hidden layers.
         heads: number of independent networks.
     """
 
     mlps: MLP
+    encoder: Encoder | None
 
     def __init__(
         self,
-        observation_size: int,
-        action_size: int,
+        spec: Spec,
         extra_size: int,
         hidden: Sequence[int],
         *,
         heads: int,
         key: PRNGKeyArray,
     ):
-        inputs = observation_size + action_size + extra_size
+        self.encoder, features, key = encoders.begin(spec, key)
+        inputs = features + spec.action_size + extra_size
 
         def head(k: PRNGKeyArray) -> MLP:
             return MLP(inputs, hidden, 1, layer_norm=True, key=k)
@@ -190,7 +187,8 @@ class Critic(eqx.Module):
         *extra: Float[Array, ""],
     ) -> Float[Array, " heads"]:
         """Q of every head for one observation and action."""
-        x = jnp.concatenate([observation, action, *(value[None] for value in extra)])
+        features = encoders.encode(self.encoder, observation)
+        x = jnp.concatenate([features, action, *(value[None] for value in extra)])
         return eqx.filter_vmap(lambda mlp: mlp(x)[0])(self.mlps)
 
     def batch(
@@ -204,11 +202,12 @@ class Critic(eqx.Module):
         The map over heads stands outside the map over rows, so that the rows of one head stay one
         matrix; the other way round every layer would transpose them.
         """
+        features = jax.vmap(functools.partial(encoders.encode, self.encoder))(observation)
 
-        def one(mlp: MLP, s: Float[Array, " o"], a: Float[Array, " a"]) -> Float[Array, ""]:
+        def one(mlp: MLP, s: Float[Array, " features"], a: Float[Array, " a"]) -> Float[Array, ""]:
             return mlp(jnp.concatenate([s, a, *(value[None] for value in extra)]))[0]
 
         over_rows = jax.vmap(one, in_axes=(None, 0, 0))
         return eqx.filter_vmap(over_rows, in_axes=(eqx.if_array(0), None, None), out_axes=1)(
-            self.mlps, observation, action
+            self.mlps, features, action
         )

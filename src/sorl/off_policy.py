@@ -178,7 +178,7 @@ def _compared(
     name: str,
     key: PRNGKeyArray,
 ) -> dict[str, np.ndarray]:
-    observations, logged = dataset.observations[drawn], dataset.actions[drawn]
+    observations, logged = dataset.observed(drawn), dataset.actions[drawn]
     acted = _act(algorithm, policies, observations, key)
     found = {f"{name}/action_error": np.abs(acted - logged[None]).mean(axis=(1, 2))}
     if isinstance(policies, AbstractScoredPolicy):

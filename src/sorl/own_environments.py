@@ -21,7 +21,7 @@ import numpy as np
 from sorl.data.minari_names import SCHEME, open_minari
 from sorl.errors import InputError
 from sorl.own_names import is_own
-from sorl.spaces import flatten
+from sorl.spaces import take_apart
 
 if TYPE_CHECKING:
     import gymnasium
@@ -75,7 +75,8 @@ class InOwnUnits:
     """What a worker needs of an environment: flat observations, clipped actions, any success.
 
     Attributes:
-        observation_space: a flat `Box`.
+        observation_space: a flat `Box`; where there is an image its `Box`, or a `Dict` of `image`
+            and `state`.
         action_space: that of the environment.
         spec: that of the environment.
         unwrapped: the environment itself.
@@ -90,8 +91,13 @@ class InOwnUnits:
         self.action_space: Any = environment.action_space
         self.spec = environment.spec
         self.unwrapped = environment.unwrapped
-        sample = flatten(self._space, self._space.sample())
-        self.observation_space = spaces.Box(-np.inf, np.inf, sample.shape, np.float64)
+        image, state = take_apart(self._space, self._space.sample())
+        vector = spaces.Box(-np.inf, np.inf, state.shape, np.float64)
+        self.observation_space: Any = vector
+        if image is not None:
+            seen = spaces.Box(0, 255, image.shape, np.uint8)
+            both = {"image": seen, "state": vector}
+            self.observation_space = spaces.Dict(both) if state.size else seen
         bounds = self.action_space
         if isinstance(bounds, spaces.Box) and not (
             np.isfinite(bounds.low).all() and np.isfinite(bounds.high).all()
@@ -101,13 +107,13 @@ class InOwnUnits:
                 "gymnasium's ClipAction or RescaleAction and register that."
             )
 
-    def reset(self, *, seed: int | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None) -> tuple[Any, dict[str, Any]]:
         """Start an episode."""
         self._succeeded = False
         observation, info = self._environment.reset(seed=seed)
-        return flatten(self._space, observation), info
+        return self._observed(observation), info
 
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Make a step; `info["success"]` tells whether there was success so far."""
         # A range learnt from data may reach a little over the bounds by rounding.
         bounded = np.clip(action, self.action_space.low, self.action_space.high)
@@ -116,7 +122,13 @@ class InOwnUnits:
         )
         self._succeeded |= bool(info.get("success", False))
         told = {**info, "success": self._succeeded}
-        return flatten(self._space, observation), float(reward), terminated, truncated, told
+        return self._observed(observation), float(reward), terminated, truncated, told
+
+    def _observed(self, observation: Any) -> Any:
+        image, state = take_apart(self._space, observation)
+        if image is None:
+            return state
+        return {"image": image, "state": state} if state.size else image
 
     def render(self) -> Any:
         """A picture."""

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sorl import inference
+from sorl import graphics, inference
 from sorl.algorithm import AbstractPolicy
+from sorl.encoders import frames_of
 from sorl.environments import VectorEnvironment
 from sorl.errors import InputError, WorkerError
 from sorl.rollouts import GroupActor, environment_id, episode_seed
@@ -68,7 +69,7 @@ def rollout_frames(
     start = episode_seed(seed, member.task, episode)
     actor = GroupActor(policy, member, budget, seed)
     problems = []
-    for variables in _graphics():
+    for variables in graphics.ways():
         try:
             with VectorEnvironment(
                 name,
@@ -77,14 +78,15 @@ def rollout_frames(
                 max_episode_steps=max_episode_steps,
                 render_size=size,
                 variables=variables,
+                frames=frames_of(policy),
             ) as vector:
-                actor.prepare(vector.sizes.observation_size, vector.sizes.action_size)
+                actor.prepare(vector.sizes)
                 actor.check_range(vector.sizes)
                 record = vector.reset(0, name, start)
                 frames = [vector.frame(0)]
                 while not record["done"]:
                     clock = np.asarray([(episode, record["length"])])
-                    record = vector.step(0, actor(record["observation"][None], clock)[0])
+                    record = vector.step(0, actor(vector.observations([0]), clock)[0])
                     if record["done"] or record["length"] % every == 0:
                         frames.append(vector.frame(0))
                 return frames
@@ -95,12 +97,3 @@ def rollout_frames(
         f"No pictures of {name}: rendering does not work on this machine ({'; '.join(problems)})."
     )
     return None
-
-
-def _graphics() -> list[dict[str, str]]:
-    """Settings to try, in this order; what the user has set is not questioned."""
-    if os.environ.get("MUJOCO_GL"):
-        return [{}]
-    headless = [{"MUJOCO_GL": "egl"}, {"MUJOCO_GL": "osmesa"}]
-    screen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-    return [{}, *headless] if screen else headless

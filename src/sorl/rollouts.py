@@ -29,6 +29,7 @@ from jaxtyping import Array, Float, Int, UInt32
 
 from sorl import inference
 from sorl.algorithm import AbstractPolicy
+from sorl.encoders import image_of
 from sorl.environments import Sizes, VectorEnvironment
 from sorl.errors import InputError
 from sorl.inference import USUAL, Strategy
@@ -207,18 +208,27 @@ class GroupActor:
         )
         self.member = member
         self.units = policy.units
+        self._image = image_of(policy)
         self._identity = np.asarray([seed, member.task, member.seed], np.uint32)
         self._seed = seed
         self.seconds = 0.0
         self.steps = 0
         self.candidates = 0
 
-    def prepare(self, observation_size: int, action_size: int) -> None:
+    def prepare(self, sizes: Sizes) -> None:
         """Compile, and check that the policy fits the environment.
 
         Raises:
             InputError: the policy takes other observations or gives other actions.
         """
+        observation_size, action_size = sizes.observation_size, sizes.action_size
+        if sizes.image != (self._image.shape if self._image else ()):
+            shown = "x".join(map(str, sizes.image))
+            raise InputError(
+                f"The policy reads {f'images, {self._image}' if self._image else 'states'}, but "
+                f"the environment shows {f'images of {shown}' if shown else 'states'} (frames "
+                "stacked): evaluate it on the environment whose data it was trained on."
+            )
         observations = np.zeros((LANES, observation_size), np.float32)
         clock = np.zeros((LANES, 2), np.uint32)
         try:
@@ -350,7 +360,7 @@ def run_rollouts(
                 resets[slot] = (environment_ids[group.member], actor.start(episode))
         actions: dict[int, np.ndarray] = {}
         if running:
-            observations = np.stack([records[slot]["observation"] for slot in running])
+            observations = vector.observations(running)
             clock = np.asarray(
                 [(group.episodes[slot], records[slot]["length"]) for slot in running]
             )

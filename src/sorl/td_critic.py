@@ -37,7 +37,7 @@ def init(
     key: PRNGKeyArray,
 ) -> TDCritic:
     """Fresh networks; the target starts as a copy."""
-    critic = Critic(spec.observation_size, spec.action_size, 0, hidden, heads=heads, key=key)
+    critic = Critic(spec, 0, hidden, heads=heads, key=key)
     optimizer_state = optimizer.init(eqx.filter(critic, eqx.is_array))
     return TDCritic(critic=critic, target_critic=critic, critic_optimizer=optimizer_state)
 

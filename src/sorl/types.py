@@ -1,10 +1,12 @@
-"""The words everyone speaks: `Spec`, `Transition`, `Budget` and `Member`."""
+"""The words everyone speaks: `Spec`, `Image`, `Transition`, `Budget` and `Member`."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from sorl.errors import InputError
 
@@ -15,17 +17,96 @@ MAX_STEPS = 1024
 MAX_BEST_OF = 65_536
 
 
+EncoderName = Literal["impala-small", "impala"]
+"""What makes features of images, see `sorl.encoders`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Image:
+    """The image at the beginning of an observation: its pixels, 0 to 255, as numbers.
+
+    They stand row by row, the channels of one pixel together: first those of the oldest of the
+    frames that are stacked, last those of the newest.
+
+    Args:
+        height: pixels, at least 1.
+        width: pixels, at least 1.
+        channels: of one frame, 3 for colours.
+        frames: how many frames are stacked, the observation's own and those before it.
+        encoder: what makes features of it.
+
+    Raises:
+        InputError: a number below 1, or an unknown encoder.
+    """
+
+    height: int
+    width: int
+    channels: int
+    frames: int = 1
+    encoder: EncoderName = "impala-small"
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name in ("height", "width", "channels", "frames"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise InputError(f"An image with {name}={value!r} is not possible: give 1 or more.")
+        if self.encoder not in get_args(EncoderName):
+            raise InputError(
+                f"There is no encoder {self.encoder!r}: use {' or '.join(get_args(EncoderName))}."
+            )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height, width, and channels of all frames together."""
+        return (self.height, self.width, self.channels * self.frames)
+
+    @property
+    def size(self) -> int:
+        """Entries of an observation that it takes."""
+        return math.prod(self.shape)
+
+    def __str__(self) -> str:
+        return f"{self.frames} frame(s) of {self.height}x{self.width}x{self.channels}"
+
+
 @dataclasses.dataclass(frozen=True)
 class Spec:
     """Sizes of one observation and one action; actions live in [-1, 1].
 
+    An observation is one flat vector. Where there is an image its pixels come first, and then the
+    state's entries, if there are any.
+
     Args:
         observation_size: number of observation entries, at least 1.
         action_size: number of action entries, at least 1.
+        image: what the first entries of an observation are; None where all are a state.
     """
 
     observation_size: int
     action_size: int
+    image: Image | None = None
+
+    @property
+    def state_size(self) -> int:
+        """Entries of an observation that are no pixels."""
+        return self.observation_size - (0 if self.image is None else self.image.size)
+
+    def describe(self) -> dict[str, Any]:
+        """What JSON can hold; without an image nothing is said of it."""
+        described = dataclasses.asdict(self)
+        return described if self.image else {k: v for k, v in described.items() if k != "image"}
+
+    @classmethod
+    def parse(cls, description: Mapping[str, Any]) -> Spec:
+        """The inverse of `describe`.
+
+        Raises:
+            InputError: the image makes no sense.
+            TypeError: another entry is missing or unknown.
+        """
+        image = description.get("image")
+        return cls(**{**description, "image": None if image is None else Image(**image)})
 
 
 class Transition(NamedTuple):

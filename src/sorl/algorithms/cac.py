@@ -151,9 +151,7 @@ class CAC(AbstractAlgorithm[CACState]):
     def init(self, spec: Spec, *, key: PRNGKeyArray) -> CACState:
         """Fresh networks; targets start as copies."""
         critic_key, actor_key = jax.random.split(key)
-        actor = ActionNetwork(
-            spec.observation_size, spec.action_size, self.hidden, scalars=1, key=actor_key
-        )
+        actor = ActionNetwork(spec, self.hidden, scalars=1, key=actor_key)
         optimizer = self._optimizer()
         return CACState(
             td_critic=td_critic.init(spec, self.hidden, optimizer, heads=HEADS, key=critic_key),

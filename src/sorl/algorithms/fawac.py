@@ -108,7 +108,7 @@ class FAWAC(AbstractAlgorithm[FAWACState]):
         actor_key, critic_key, value_key = jax.random.split(key, 3)
         optimizer = self._optimizer()
         actor, actor_optimizer = flow_policy.init(spec, self.hidden, optimizer, key=actor_key)
-        value = ValueNetwork(spec.observation_size, self.hidden, key=value_key)
+        value = ValueNetwork(spec, self.hidden, key=value_key)
         return FAWACState(
             td_critic=td_critic.init(spec, self.hidden, optimizer, heads=HEADS, key=critic_key),
             value=value,

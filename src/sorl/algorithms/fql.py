@@ -165,9 +165,7 @@ class FQL(AbstractAlgorithm[FQLState]):
         behaviour, behaviour_optimizer = flow_policy.init(
             spec, hidden, optimizer, key=behaviour_key
         )
-        actor = ActionNetwork(
-            spec.observation_size, spec.action_size, hidden, scalars=0, key=actor_key
-        )
+        actor = ActionNetwork(spec, hidden, scalars=0, key=actor_key)
         return FQLState(
             td_critic=td_critic.init(spec, self.hidden, optimizer, heads=HEADS, key=critic_key),
             behaviour=behaviour,

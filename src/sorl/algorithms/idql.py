@@ -90,7 +90,7 @@ class IDQLPolicy(AbstractCriticPolicy):
     ) -> Float[Array, " action_size"]:
         """`steps` steps of ancestral sampling, evenly strided over the T."""
         return ancestral_path(
-            lambda x, time: self.noise_prediction(observation, x, time),
+            self.noise_prediction.bind(observation),
             SCHEDULE,
             noise,
             trained_steps=self.diffusion_steps,
@@ -141,9 +141,7 @@ class IDQL(AbstractAlgorithm[IDQLState]):
     def init(self, spec: Spec, *, key: PRNGKeyArray) -> IDQLState:
         """Fresh networks; the target starts as a copy."""
         critic_key, actor_key = jax.random.split(key)
-        actor = ActionNetwork(
-            spec.observation_size, spec.action_size, self.hidden, scalars=1, key=actor_key
-        )
+        actor = ActionNetwork(spec, self.hidden, scalars=1, key=actor_key)
         optimizer = self._optimizer()
         return IDQLState(
             implicit_q=implicit_q.init(spec, self.hidden, optimizer, heads=HEADS, key=critic_key),

@@ -129,9 +129,7 @@ class ReBRAC(AbstractAlgorithm[ReBRACState]):
         actor, actor_optimizer = gaussian.init(
             spec, self.hidden, optimizer, squash=True, key=actor_key
         )
-        critic = Critic(
-            spec.observation_size, spec.action_size, 0, self.hidden, heads=HEADS, key=critic_key
-        )
+        critic = Critic(spec, 0, self.hidden, heads=HEADS, key=critic_key)
         return ReBRACState(
             actor=actor,
             target_actor=actor,

@@ -47,7 +47,6 @@ from sorl.algorithm import AbstractAlgorithm, AbstractRenoisingPolicy, Metrics
 from sorl.choices import Choice
 from sorl.errors import InputError
 from sorl.flows import (
-    Velocity,
     euler_loop,
     euler_path,
     interpolate,
@@ -244,21 +243,8 @@ class SORL(AbstractAlgorithm[SORLState]):
     def init(self, spec: Spec, *, key: PRNGKeyArray) -> SORLState:
         """Fresh networks; targets start as copies."""
         actor_key, critic_key = jax.random.split(key)
-        actor = ActionNetwork(
-            spec.observation_size,
-            spec.action_size,
-            self.actor_hidden or self.hidden,
-            scalars=2,
-            key=actor_key,
-        )
-        critic = Critic(
-            spec.observation_size,
-            spec.action_size,
-            int(self.critic_sees_steps),
-            self.hidden,
-            heads=HEADS,
-            key=critic_key,
-        )
+        actor = ActionNetwork(spec, self.actor_hidden or self.hidden, scalars=2, key=actor_key)
+        critic = Critic(spec, int(self.critic_sees_steps), self.hidden, heads=HEADS, key=critic_key)
         optimizer = self._optimizer()
         return SORLState(
             actor=actor,
@@ -342,8 +328,7 @@ class SORL(AbstractAlgorithm[SORLState]):
         def next_action(
             observation: Float[Array, " observation_size"], x0: Float[Array, " action_size"]
         ) -> Float[Array, " action_size"]:
-            velocity = bind(state.actor, observation)
-            return jnp.clip(euler_loop(velocity, x0, steps=steps), -1, 1)
+            return jnp.clip(euler_loop(state.actor.bind(observation), x0, steps=steps), -1, 1)
 
         actions = jax.vmap(next_action)(batch.next_observation, noise)
         values = aggregate(
@@ -376,11 +361,12 @@ class SORL(AbstractAlgorithm[SORLState]):
         noise_key, time_key = jax.random.split(key)
         finest = int(math.log2(self.discretization))
         flow_levels = jnp.full(rows, finest, jnp.int32)
+        features = jax.vmap(actor.encode)(batch.observation)
         if finest == 0:
-            levels, observation, action = flow_levels, batch.observation, batch.action
+            levels, action = flow_levels, batch.action
         else:
             levels = jnp.concatenate([flow_levels, stratified_levels(rows, finest)])
-            observation = jnp.concatenate([batch.observation, batch.observation])
+            features = jnp.concatenate([features, features])
             action = jnp.concatenate([batch.action, batch.action])
         noise = jax.random.normal(noise_key, action.shape)
         slots = 2**levels
@@ -392,10 +378,10 @@ class SORL(AbstractAlgorithm[SORLState]):
         target = flow_target
         if finest > 0:
             consistent = jax.vmap(
-                lambda s, *where: self_consistency_target(bind(target_actor, s), *where)
-            )(observation[rows:], x[rows:], time[rows:], level[rows:])
+                lambda s, *where: self_consistency_target(target_actor.bind(s), *where)
+            )(batch.observation, x[rows:], time[rows:], level[rows:])
             target = jnp.concatenate([flow_target[:rows], jax.lax.stop_gradient(consistent)])
-        error = jnp.mean((jax.vmap(actor)(observation, x, time, level) - target) ** 2, axis=-1)
+        error = jnp.mean((jax.vmap(actor.answer)(features, x, time, level) - target) ** 2, axis=-1)
         flow_matching = jnp.mean(error[:rows])
         self_consistency = jnp.mean(error[rows:]) if finest > 0 else jnp.zeros(())
         loss = (
@@ -457,11 +443,6 @@ class SORL(AbstractAlgorithm[SORLState]):
         return adam(self.learning_rate, max_gradient_norm=self.max_gradient_norm)
 
 
-def bind(network: ActionNetwork, observation: Float[Array, " observation_size"]) -> Velocity:
-    """The velocity over actions alone, for one observation."""
-    return functools.partial(network, observation)
-
-
 def act_from_noise(
     network: ActionNetwork,
     observation: Float[Array, " observation_size"],
@@ -475,7 +456,7 @@ def act_from_noise(
 
     A clipped entry passes no gradient.
     """
-    path = euler_path(bind(network, observation), x, steps=steps, start=start, finest=finest)
+    path = euler_path(network.bind(observation), x, steps=steps, start=start, finest=finest)
     return jnp.clip(path, -1, 1)
 
 

@@ -135,9 +135,7 @@ class SRPO(AbstractAlgorithm[SRPOState]):
     def init(self, spec: Spec, *, key: PRNGKeyArray) -> SRPOState:
         """Fresh networks; the target starts as a copy."""
         critic_key, behaviour_key, actor_key = jax.random.split(key, 3)
-        behaviour = ActionNetwork(
-            spec.observation_size, spec.action_size, self.hidden, scalars=1, key=behaviour_key
-        )
+        behaviour = ActionNetwork(spec, self.hidden, scalars=1, key=behaviour_key)
         optimizer = self._optimizer()
         actor, actor_optimizer = gaussian.init(
             spec, self.hidden, optimizer, squash=True, key=actor_key

@@ -14,11 +14,12 @@ import tyro
 
 from sorl import algorithms, jobs
 from sorl.algorithm import AbstractAlgorithm
+from sorl.data.images import USUAL_IMAGES, ImageSettings
 from sorl.data.names import EnvironmentName
 from sorl.data.sources import source_of
 from sorl.errors import InputError
 from sorl.inference import servable_budgets
-from sorl.types import Budget
+from sorl.types import Budget, EncoderName
 
 Command = Callable[..., None]
 
@@ -58,6 +59,9 @@ class Options:
         checkpoint_seconds: least time between two checkpoints.
         tensorboard: write TensorBoard's files; without it, where tensorboardX is installed.
         wandb: send to Weights & Biases too.
+        encoder: what makes features of images, where observations hold any.
+        frame_stack: frames in one observation of images.
+        augment_probability: share of the images that are shifted by some pixels at random.
     """
 
     env: str | None = None
@@ -76,6 +80,9 @@ class Options:
     checkpoint_seconds: float = 60.0
     tensorboard: bool | None = None
     wandb: bool = False
+    encoder: EncoderName = USUAL_IMAGES.encoder
+    frame_stack: int = USUAL_IMAGES.frame_stack
+    augment_probability: float = USUAL_IMAGES.augment_probability
 
     def job(self, budgets: Iterable[Budget]) -> jobs.Job:
         """The job that these options describe.
@@ -88,13 +95,17 @@ class Options:
         if self.env is None and not self.data:
             raise InputError("Name what to learn from: --env, --data, or both.")
         sources = tuple(map(source_of, self.data))
-        own = ("env", "seeds", "data")
+        reading = {
+            field.name: getattr(self, field.name) for field in dataclasses.fields(ImageSettings)
+        }
+        own = ("env", "seeds", "data", *reading)
         others = {name: value for name, value in vars(self).items() if name not in own}
         return jobs.Job(
             environment=self.env,
             data=sources[0] if len(sources) == 1 else sources or None,
             seeds=tuple(range(self.seeds)),
             budgets=tuple(dict.fromkeys(budgets)),
+            images=ImageSettings(**reading),
             **others,
         )
 

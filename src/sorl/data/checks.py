@@ -44,6 +44,7 @@ def check_arrays(
     masks: npt.ArrayLike,
     tasks: Sequence[int],
     *,
+    images: np.ndarray | None = None,
     source: str,
 ) -> LoggedArrays:
     """Convert the arrays to the types kept on the device, or say what is wrong with them.
@@ -58,6 +59,7 @@ def check_arrays(
         rewards: `[tasks, rows]`, finite.
         masks: `[tasks, rows]`, 0 where the task is solved and nothing is bootstrapped, else 1.
         tasks: different whole numbers, one for each row of `rewards`.
+        images: what observations hold besides, `[rows, ...]`; only then may they have no columns.
         source: file or origin that messages begin with.
 
     Raises:
@@ -73,7 +75,9 @@ def check_arrays(
     rows = observed.shape[0]
     if rows == 0:
         raise InputError(f"{source}: the set is empty; observations have no rows.")
+    seen = () if images is None else (("images", images, (rows, *images.shape[1:])),)
     for name, array, expected in (
+        *seen,
         ("actions", acted, (rows, acted.shape[1])),
         ("terminals", ended, (rows,)),
         ("rewards", rewarded, (len(numbers), rows)),
@@ -85,7 +89,7 @@ def check_arrays(
                 f"{len(numbers)} task(s) need {expected}."
             )
     for name, array in (("observations", observed), ("actions", acted)):
-        if array.shape[1] == 0:
+        if array.shape[1] == 0 and not (seen and name == "observations"):
             raise InputError(f"{source}: {name} have no columns.")
 
     observed = _to_float32(source, "observations", observed)
@@ -114,12 +118,7 @@ def check_kind(source: str, name: str, array: np.ndarray, *, kinds: str) -> np.n
     """
     if array.dtype.kind not in kinds:
         wanted = {"f": "floating-point numbers", "iub": "whole numbers"}.get(kinds, "numbers")
-        hint = (
-            "; sets of images are not supported"
-            if name == "observations" and array.dtype == np.uint8
-            else ""
-        )
-        raise InputError(f"{source}: {name} are {array.dtype}, but must be {wanted}{hint}.")
+        raise InputError(f"{source}: {name} are {array.dtype}, but must be {wanted}.")
     return array
 
 

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sorl.data.checks import check_finite
+from sorl.data.images import take_apart
 from sorl.errors import InputError
 
 ROLES = (
@@ -32,13 +33,16 @@ ROLES = (
     "steps",
 )
 NEEDED = ("observations", "actions")
+IMAGES = {"observations": "images", "next_observations": "next_images"}
+"""Where the images of a role are kept."""
 
 
 class Columns(NamedTuple):
     """One stretch of a log; None where a column is not logged.
 
     Attributes:
-        observations: float32 `[rows, size]`, one row more where the last observation is known.
+        observations: float32 `[rows, size]`, one row more where the last observation is known;
+            where there are images, the state beside them, which may have no entries.
         actions: float32 `[rows, size]`, in the user's units.
         rewards: float32 `[rows]`.
         terminations: bool `[rows]`.
@@ -46,6 +50,8 @@ class Columns(NamedTuple):
         next_observations: float32 `[rows, size]`.
         episodes: `[rows]`, whatever can be compared.
         steps: `[rows]`, whole numbers.
+        images: uint8 `[rows, height, width, channels]`, as many rows as observations.
+        next_images: likewise of next_observations.
         whole: whether the stretch is exactly one episode; then it ends at its last row alone.
     """
 
@@ -57,6 +63,8 @@ class Columns(NamedTuple):
     next_observations: np.ndarray | None = None
     episodes: np.ndarray | None = None
     steps: np.ndarray | None = None
+    images: np.ndarray | None = None
+    next_images: np.ndarray | None = None
     whole: bool = False
 
 
@@ -86,7 +94,12 @@ def columns_of(source: str, arrays: Mapping[str, Any], *, whole: bool = False) -
     found: dict[str, Any] = {"actions": actions}
     for role in ("observations", "next_observations"):
         if role in arrays:
-            found[role] = matrix(source, role, arrays[role])
+            frames, state = take_apart(source, role, arrays[role])
+            if frames is not None:
+                found[IMAGES[role]] = frames
+                if state is None:
+                    state = np.zeros((len(frames), 0), np.float32)
+            found[role] = matrix(source, role, state)
     if "rewards" in arrays:
         found["rewards"] = _vector(source, "rewards", arrays["rewards"])
     for role in ("terminations", "truncations"):
@@ -96,11 +109,22 @@ def columns_of(source: str, arrays: Mapping[str, Any], *, whole: bool = False) -
         if role in arrays:
             found[role] = _labels(source, role, arrays[role])
     for role, array in found.items():
-        longer = whole and role == "observations" and len(array) == rows + 1
+        longer = whole and role in ("observations", "images") and len(array) == rows + 1
         if len(array) != rows and not longer:
             raise InputError(
                 f"{source}: there are {len(array)} rows of {role} and {rows} of actions."
             )
+    if len(found.get("images", found["observations"])) != len(found["observations"]):
+        raise InputError(
+            f"{source}: there are {len(found['images'])} images and "
+            f"{len(found['observations'])} states."
+        )
+    shapes = [found[role].shape[1:] if role in found else None for role in IMAGES.values()]
+    if "next_observations" in found and shapes[0] != shapes[1]:
+        raise InputError(
+            f"{source}: images of next_observations have shape {shapes[1]} and those of "
+            f"observations {shapes[0]}."
+        )
     following = found.get("next_observations")
     if following is not None and following.shape[1:] != found["observations"].shape[1:]:
         raise InputError(
@@ -122,7 +146,7 @@ def matrix(source: str, name: str, values: Any) -> np.ndarray:
     if array.dtype == np.uint8 and array.ndim > 2:
         raise InputError(
             f"{source}: {name} are {array.dtype} of shape {array.shape}, which looks like images; "
-            "sorl reads states, so leave them out of the key mapping."
+            "they can be observations alone, so leave them out of the key mapping."
         )
     with np.errstate(over="ignore"):
         converted = _rows(array).astype(np.float32)

@@ -8,10 +8,8 @@ tasks of one environment share observations and actions; they differ in rewards 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import equinox as eqx
@@ -21,60 +19,21 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from sorl.data import summary
 from sorl.data.checks import check_arrays
 from sorl.data.columns import columns_of
 from sorl.data.episodes import Logged, RewardRule, assemble
+from sorl.data.images import Images, ImageSettings, augmented, images_of, take_apart
 from sorl.data.ranges import Bound, learn_units
+from sorl.data.summary import Statistics, TaskStatistics
 from sorl.errors import InputError
 from sorl.types import Spec, Transition
 from sorl.units import USUAL, Units
 
+__all__ = ["ACTION_LIMIT", "Dataset", "Mixture", "Statistics", "TaskStatistics"]
+
 ACTION_LIMIT = 1 - 1e-5
 """Actions are clipped to this magnitude: oracles log entries at exactly 1 and -1."""
-
-
-@dataclass(frozen=True)
-class TaskStatistics:
-    """Rewards of one task over all transitions.
-
-    Args:
-        task: number of the task.
-        reward_min: smallest reward.
-        reward_mean: mean reward.
-        reward_max: largest reward.
-        success_rows: transitions whose mask is 0, that is whose observation solves the task.
-    """
-
-    task: int
-    reward_min: float
-    reward_mean: float
-    reward_max: float
-    success_rows: int
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """What a data set consists of.
-
-    Args:
-        rows: rows, including the last one of each episode.
-        episodes: episodes.
-        transitions: rows that have a successor in their episode: `rows - episodes`.
-        episode_length_min: transitions of the shortest episode.
-        episode_length_mean: transitions of an episode on average.
-        episode_length_max: transitions of the longest episode.
-        action_saturation: share in [0, 1] of action entries at the limit, over all transitions.
-        tasks: rewards, one entry a task.
-    """
-
-    rows: int
-    episodes: int
-    transitions: int
-    episode_length_min: int
-    episode_length_mean: float
-    episode_length_max: int
-    action_saturation: float
-    tasks: tuple[TaskStatistics, ...]
 
 
 class Mixture(eqx.Module):
@@ -106,7 +65,8 @@ class Dataset(eqx.Module):
     `Dataset.from_arrays`; all check everything.
 
     Attributes:
-        observations: every row's observation.
+        observations: every row's observation; where there are images, the state beside them,
+            which may have no entries.
         actions: every row's action, clipped to `ACTION_LIMIT` in magnitude.
         rewards: r(s, a) of each task.
         masks: false where the task is solved, so that nothing is bootstrapped.
@@ -115,9 +75,10 @@ class Dataset(eqx.Module):
         tasks: number of each task; 0 where the data know no tasks.
         units: what observations and actions were before they were mapped to these.
         mixture: how several sources are drawn from; None for one source, drawn uniformly.
+        images: every row's image; None where observations are states.
     """
 
-    observations: Float[Array, "rows observation_size"]
+    observations: Float[Array, "rows state_size"]
     actions: Float[Array, "rows action_size"]
     rewards: Float[Array, "tasks rows"]
     masks: Bool[Array, "tasks rows"]
@@ -126,11 +87,12 @@ class Dataset(eqx.Module):
     tasks: tuple[int, ...] = eqx.field(static=True)
     units: Units = eqx.field(static=True, default=USUAL)
     mixture: Mixture | None = None
+    images: Images | None = None
 
     @classmethod
     def from_arrays(
         cls,
-        observations: npt.ArrayLike,
+        observations: npt.ArrayLike | Mapping[str, npt.ArrayLike],
         actions: npt.ArrayLike,
         terminals: npt.ArrayLike,
         rewards: npt.ArrayLike,
@@ -143,7 +105,9 @@ class Dataset(eqx.Module):
         """Check NumPy arrays and put them on the default device.
 
         Args:
-            observations: floating point, shape `[rows, observation_size]`, finite.
+            observations: floating point, shape `[rows, observation_size]`, finite; or images,
+                uint8 `[rows, height, width, channels]`; or a mapping of such an `image` and a
+                floating-point `state`.
             actions: floating point, shape `[rows, action_size]`, in [-1, 1].
             terminals: 1 on the last row of each episode, else 0, shape `[rows]`. The very last
                 row must be one, and no episode may consist of a single row. They say nothing
@@ -158,8 +122,11 @@ class Dataset(eqx.Module):
             InputError: wrong type, shape or length, a value that is not finite or out of range,
                 no episode ends, an empty set; see `sorl.data.checks.check_arrays`.
         """
+        frames, state = take_apart(source, "observations", observations)
+        if frames is not None and state is None:
+            state = np.zeros((len(frames), 0), np.float32)
         logged = check_arrays(
-            observations, actions, terminals, rewards, masks, tasks, source=source
+            state, actions, terminals, rewards, masks, tasks, images=frames, source=source
         )
         units.check_sizes(logged.observations.shape[1], logged.actions.shape[1])
         return cls(
@@ -171,6 +138,7 @@ class Dataset(eqx.Module):
             valid_rows=jnp.array(np.flatnonzero(~logged.ends).astype(np.int32)),
             tasks=logged.tasks,
             units=units,
+            images=None if frames is None else images_of(frames, logged.ends),
         )
 
     @classmethod
@@ -188,7 +156,8 @@ class Dataset(eqx.Module):
 
         Args:
             episodes: each a mapping with `observations` `[T + 1, ...]` or, where the last one is
-                not known, `[T, ...]`; `actions` `[T, ...]`; `rewards` `[T]`; and, where the task
+                not known, `[T, ...]`, which may be images, or a mapping of `image` and `state`,
+                as for `from_arrays`; `actions` `[T, ...]`; `rewards` `[T]`; and, where the task
                 can end, `terminations`: `[T]`, or one truth value about the last step. More roles
                 are told in `sorl.data.columns`.
             rewards: where rewards come from if the log has none, see `sorl.data.episodes`.
@@ -210,11 +179,11 @@ class Dataset(eqx.Module):
     @classmethod
     def from_transitions(
         cls,
-        observations: npt.ArrayLike,
+        observations: npt.ArrayLike | Mapping[str, npt.ArrayLike],
         actions: npt.ArrayLike,
         *,
         rewards: npt.ArrayLike | RewardRule,
-        next_observations: npt.ArrayLike | None = None,
+        next_observations: npt.ArrayLike | Mapping[str, npt.ArrayLike] | None = None,
         terminations: npt.ArrayLike | None = None,
         truncations: npt.ArrayLike | None = None,
         action_low: Bound = None,
@@ -229,7 +198,7 @@ class Dataset(eqx.Module):
         order are kept exactly, at twice the memory.
 
         Args:
-            observations: `[rows, ...]`.
+            observations: `[rows, ...]`; images as for `from_arrays`.
             actions: `[rows, ...]`, in any units.
             rewards: `[rows]`, or a rule, see `sorl.data.episodes`.
             next_observations: `[rows, ...]`; without them the last step of an episode that is
@@ -266,6 +235,11 @@ class Dataset(eqx.Module):
         standardize: bool,
         source: str,
     ) -> Dataset:
+        if standardize and logged.images is not None:
+            raise InputError(
+                f"{source}: observations with images cannot be standardised, and images need not "
+                "be: their encoder scales them. Leave out standardize."
+            )
         units = learn_units(
             logged.observations,
             logged.actions,
@@ -274,8 +248,9 @@ class Dataset(eqx.Module):
             standardize=standardize,
             source=source,
         )
+        state = units.network_observations(logged.observations)
         return cls.from_arrays(
-            units.network_observations(logged.observations),
+            state if logged.images is None else {"image": logged.images, "state": state},
             units.network_actions(logged.actions),
             logged.ends,
             logged.rewards[None],
@@ -287,9 +262,23 @@ class Dataset(eqx.Module):
     @property
     def spec(self) -> Spec:
         """Sizes of one observation and one action."""
-        return Spec(
-            observation_size=self.observations.shape[-1], action_size=self.actions.shape[-1]
-        )
+        image = None if self.images is None else self.images.image
+        size = self.observations.shape[-1] + (0 if image is None else image.size)
+        return Spec(observation_size=size, action_size=self.actions.shape[-1], image=image)
+
+    def reading_images(self, settings: ImageSettings) -> Dataset:
+        """The same data, whose images are stacked, encoded and shifted as told; states as is."""
+        if self.images is None:
+            return self
+        return dataclasses.replace(self, images=dataclasses.replace(self.images, settings=settings))
+
+    def observed(self, rows: Int[Array, " rows"]) -> Float[Array, "rows observation_size"]:
+        """The observations of some rows, as networks see them."""
+        # The rows are valid by contract, so the gather needs no handling of bad indices.
+        state = self.observations.at[rows].get(mode="promise_in_bounds")
+        if self.images is None:
+            return state
+        return jnp.concatenate([jax.vmap(self.images.flat)(rows), state], axis=-1)
 
     def transition(self, row_index: Int[Array, ""], task_index: Int[Array, ""] | int) -> Transition:
         """One transition; callers vmap.
@@ -305,8 +294,7 @@ class Dataset(eqx.Module):
         """
         here, after = row_index, row_index + 1
         both = jnp.stack([here, after])
-        # The rows are valid by contract, so the gather needs no handling of bad indices.
-        observation, next_observation = self.observations.at[both].get(mode="promise_in_bounds")
+        observation, next_observation = self.observed(both)
         action, next_action = self.actions.at[both].get(mode="promise_in_bounds")
         return Transition(
             observation=observation,
@@ -323,7 +311,8 @@ class Dataset(eqx.Module):
     ) -> Transition:
         """Transitions drawn with replacement; made to run inside a compiled update.
 
-        Uniformly, or of a mixture a source by its weight and then uniformly within it.
+        Uniformly, or of a mixture a source by its weight and then uniformly within it. Images
+        are shifted at random as `sorl.data.images` tells.
 
         Args:
             key: random key of this draw.
@@ -343,7 +332,15 @@ class Dataset(eqx.Module):
         else:
             places = self.mixture.places(key, batch_size)
         rows = self.valid_rows[places]
-        return jax.vmap(self.transition, in_axes=(0, None))(rows, task_index)
+        batch = jax.vmap(self.transition, in_axes=(0, None))(rows, task_index)
+        if self.images is None or not self.images.settings.augment_probability:
+            return batch
+        return augmented(
+            batch,
+            self.images.image,
+            self.images.settings.augment_probability,
+            key=jax.random.fold_in(key, 1),
+        )
 
     def select_tasks(self, tasks: Sequence[int]) -> Dataset:
         """The same data with the rewards and masks of these tasks only, in this order.
@@ -430,52 +427,9 @@ class Dataset(eqx.Module):
 
     def statistics(self) -> Statistics:
         """Count and summarise, on the host; the last row of each episode counts only as a row."""
-        valid = np.asarray(self.valid_rows)
-        lengths = np.diff(np.flatnonzero(np.asarray(self.ends)), prepend=-1) - 1
-        limit = np.float32(ACTION_LIMIT)
-        rewards, masks = np.asarray(self.rewards), np.asarray(self.masks)
-        return Statistics(
-            rows=self.observations.shape[0],
-            episodes=len(lengths),
-            transitions=len(valid),
-            episode_length_min=int(lengths.min()),
-            episode_length_mean=float(lengths.mean()),
-            episode_length_max=int(lengths.max()),
-            action_saturation=float((np.abs(np.asarray(self.actions)[valid]) >= limit).mean()),
-            tasks=tuple(
-                TaskStatistics(
-                    task=task,
-                    reward_min=float(reward[valid].min()),
-                    reward_mean=float(reward[valid].mean(dtype=np.float64)),
-                    reward_max=float(reward[valid].max()),
-                    success_rows=int(np.count_nonzero(~mask[valid])),
-                )
-                for task, reward, mask in zip(self.tasks, rewards, masks, strict=True)
-            ),
-        )
+        return summary.statistics(self, action_limit=ACTION_LIMIT)
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over every array's shape and content and the task numbers, in hexadecimal.
-
-        Units and the weights of a mixture count too, where there are any.
-
-        It depends on nothing else: neither file nor date nor machine. Reads everything once.
-        """
-        digest = hashlib.sha256(repr(self.tasks).encode())
-        for name, array, kind in (
-            ("observations", self.observations, "<f4"),
-            ("actions", self.actions, "<f4"),
-            ("ends", self.ends, "?"),
-            ("rewards", self.rewards, "<f4"),
-            ("masks", self.masks, "?"),
-        ):
-            digest.update(f"{name} {array.shape}".encode())
-            content = np.ascontiguousarray(np.asarray(array).astype(kind, copy=False))
-            digest.update(content.view(np.uint8).data)
-        if self.units != USUAL:
-            digest.update(repr(self.units).encode())
-        if self.mixture is not None:
-            for leaf in (self.mixture.weights, self.mixture.first, self.mixture.count):
-                digest.update(repr(np.asarray(leaf).tolist()).encode())
-        return digest.hexdigest()
+        """SHA-256 over the data in hexadecimal, see `sorl.data.summary.fingerprint`."""
+        return summary.fingerprint(self)

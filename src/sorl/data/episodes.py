@@ -33,7 +33,8 @@ class Logged(NamedTuple):
     """Rows as they are stored, in the user's units, and what became of the log.
 
     Attributes:
-        observations: float32 `[rows, observation_size]`.
+        observations: float32 `[rows, observation_size]`; where there are images, the state beside
+            them.
         actions: float32 `[rows, action_size]`.
         rewards: float32 `[rows]`.
         masks: bool `[rows]`, false at terminations.
@@ -43,6 +44,7 @@ class Logged(NamedTuple):
         seams: places inside an episode where the next observation, or the count of steps, does not
             go on; an episode was cut there and nothing was lost.
         too_short: episodes left out, because nothing was left of them.
+        images: uint8 `[rows, height, width, channels]`, or None.
     """
 
     observations: np.ndarray
@@ -54,6 +56,7 @@ class Logged(NamedTuple):
     without_successor: int
     seams: int
     too_short: int
+    images: np.ndarray | None = None
 
 
 _COUNTS = ("terminated", "without_successor", "seams", "too_short")
@@ -85,6 +88,12 @@ def assemble(stretches: Iterable[Columns], *, rewards: RewardRule, source: str) 
             )
         parts.append(_rows_of(columns, rewards))
         first = parts[0]
+        shapes = [None if it.images is None else it.images.shape[1:] for it in (first, parts[-1])]
+        if shapes[0] != shapes[1]:
+            raise InputError(
+                f"{source}: images have shape {shapes[0]} in the beginning and {shapes[1]} in part "
+                f"{len(parts)}; all must be alike."
+            )
         for what in ("observations", "actions"):
             sizes = [getattr(part, what).shape[1] for part in (first, parts[-1])]
             if sizes[0] != sizes[1]:
@@ -97,7 +106,10 @@ def assemble(stretches: Iterable[Columns], *, rewards: RewardRule, source: str) 
     together: dict[str, Any] = {}
     for name in Logged._fields:
         values = [getattr(part, name) for part in parts]
-        together[name] = sum(values) if name in _COUNTS else np.concatenate(values)
+        if name in _COUNTS:
+            together[name] = sum(values)
+        elif values[0] is not None:
+            together[name] = np.concatenate(values)
     joined = Logged(**together)
     if not len(joined.ends):
         raise InputError(
@@ -117,12 +129,11 @@ def _rows_of(columns: Columns, rule: RewardRule) -> Logged:
     if rule == "success-at-end" and columns.terminations is None and columns.truncations is None:
         terminated |= ends
 
-    following = observations.copy()
     known = ends & terminated
     if columns.next_observations is not None:
-        following, known = columns.next_observations, ends
+        known = ends
     elif len(columns.observations) > count:
-        following[-1], known[-1] = columns.observations[count], True
+        known[-1] = True
 
     # Every row goes to its place; behind the ends whose successor is known one more is put.
     place = np.arange(count) + np.cumsum(known) - known
@@ -131,7 +142,12 @@ def _rows_of(columns: Columns, rule: RewardRule) -> Logged:
     source_row = np.empty(total, np.intp)
     source_row[place], source_row[after] = np.arange(count), np.flatnonzero(known)
     rows = observations[source_row]
-    rows[after] = following[known]
+    rows[after] = _following(columns.observations, columns.next_observations, count)[known]
+    images = columns.images
+    if images is not None:
+        following = _following(images, columns.next_images, count)[known]
+        images = images[source_row]
+        images[after] = following
     rewards, masks, last = np.zeros(total, np.float32), np.ones(total, bool), np.zeros(total, bool)
     rewards[place] = _rewards(columns, rule, terminated & ends)
     masks[place] = ~terminated
@@ -151,7 +167,18 @@ def _rows_of(columns: Columns, rule: RewardRule) -> Logged:
         without_successor=int((ends & ~known).sum()),
         seams=seams,
         too_short=int((lengths == 1).sum()),
+        images=None if images is None else images[kept],
     )
+
+
+def _following(here: np.ndarray, after: np.ndarray | None, count: int) -> np.ndarray:
+    """What comes behind each of `count` rows, as far as it is known; elsewhere the row itself."""
+    if after is not None:
+        return after
+    following = here[:count].copy()
+    if len(here) > count:
+        following[-1] = here[count]
+    return following
 
 
 def _ends(columns: Columns, terminated: np.ndarray) -> tuple[np.ndarray, int]:
@@ -170,6 +197,9 @@ def _ends(columns: Columns, terminated: np.ndarray) -> tuple[np.ndarray, int]:
     if columns.next_observations is not None:
         after = columns.observations[1 : len(ends)]
         ends[:-1] |= (columns.next_observations[:-1] != after).any(axis=1)
+    if columns.images is not None and columns.next_images is not None:
+        after = columns.images[1 : len(ends)]
+        ends[:-1] |= (columns.next_images[:-1] != after).any(axis=(1, 2, 3))
     return ends, int((ends & ~stated).sum())
 
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sorl.data.dataset import Dataset, Mixture
+from sorl.data.images import Images
 from sorl.errors import InputError
 
 
@@ -34,6 +35,16 @@ def split_weight(text: str) -> tuple[str, float | None]:
     if not 0 < weight < math.inf:
         raise InputError(f"The weight of {source} is {number}: give a number above 0.")
     return source, weight
+
+
+def joined(images: Sequence[Images | None], starts: np.ndarray) -> Images:
+    """The images of several data sets one after the other, the rows of each from a start on."""
+    every = [one for one in images if one is not None]
+    return dataclasses.replace(
+        every[0],
+        frames=jnp.concatenate([one.frames for one in every]),
+        first=jnp.concatenate([one.first + int(s) for one, s in zip(every, starts, strict=True)]),
+    )
 
 
 def mix(
@@ -77,8 +88,10 @@ def mix(
     shares = counts / counts.sum() if not any(known) else np.array(weights, np.float64)
     rows = np.array([dataset.ends.shape[0] for dataset in datasets])
     starts = np.cumsum(rows) - rows
+    images = [dataset.images for dataset in datasets]
     return dataclasses.replace(
         first,
+        images=None if first.images is None else joined(images, starts),
         observations=jnp.concatenate([dataset.observations for dataset in datasets]),
         actions=jnp.concatenate([dataset.actions for dataset in datasets]),
         rewards=jnp.concatenate([dataset.rewards for dataset in datasets], axis=1),

@@ -15,6 +15,12 @@ from sorl.errors import InputError
 NUMBER_OF_TASKS = 5
 """Every single-task environment of OGBench has the tasks 1 to 5."""
 
+VISUAL = "visual-"
+"""What the names of sets begin with whose observations are pictures and not states."""
+
+IMAGE_SHAPE = (64, 64, 3)
+"""Height, width and channels of those pictures, uint8."""
+
 _TABLE: tuple[tuple[str, tuple[str, ...], tuple[str, ...], int], ...] = (
     # family, sizes, kinds of data, default task
     ("pointmaze", ("medium", "large", "giant", "teleport"), ("navigate", "stitch"), 1),
@@ -39,6 +45,12 @@ _DEFAULT_TASKS: dict[str, int] = {
     for family, sizes, kinds, task in _TABLE
     for size in sizes
     for kind in kinds
+}
+# OGBench renders neither point mazes, nor soccer, nor the cube of eight.
+_DEFAULT_TASKS |= {
+    VISUAL + dataset: task
+    for dataset, task in _DEFAULT_TASKS.items()
+    if not dataset.startswith(("pointmaze-", "antsoccer-", "cube-octuple-"))
 }
 
 
@@ -103,10 +115,10 @@ class EnvironmentName:
                 f"{name!r} names a data set, not an environment with a task: write "
                 f"{_short_id(name)!r}, or {cls(name, 3).id!r} for its task 3."
             )
-        if name.startswith(("visual-", "powderworld-")):
+        if name.startswith("powderworld-"):
             raise InputError(
-                f"Environment {name!r} shows images, which sorl does not read yet: choose one "
-                "whose observations are states, for example 'cube-single-play-singletask-v0'."
+                f"Environment {name!r} has discrete actions: choose one whose actions "
+                "are numbers, for example 'visual-cube-single-play-singletask-v0'."
             )
         match = re.fullmatch(r"(.+)-singletask(?:-task([0-9]{1,9}))?-v0", name)
         dataset = "" if match is None else f"{match[1]}-v0"
@@ -127,6 +139,16 @@ class EnvironmentName:
         """The identifier for `gymnasium.make`, which does not name the kind of data."""
         environment = self.dataset.removesuffix("-v0").rpartition("-")[0]
         return f"{environment}-singletask-task{self.task}-v0"
+
+    @property
+    def is_visual(self) -> bool:
+        """Whether observations are pictures of `IMAGE_SHAPE`."""
+        return self.dataset.startswith(VISUAL)
+
+    @property
+    def of_states(self) -> EnvironmentName:
+        """The environment of the same simulator and tasks whose observations are states."""
+        return replace(self, dataset=self.dataset.removeprefix(VISUAL))
 
     def with_task(self, task: int) -> EnvironmentName:
         """The same environment with another task.

@@ -18,7 +18,7 @@ import numpy as np
 
 from sorl.data.archive import ArchiveReader
 from sorl.data.checks import check_finite, check_kind
-from sorl.data.names import EnvironmentName
+from sorl.data.names import IMAGE_SHAPE, EnvironmentName
 from sorl.errors import InputError
 
 _ROWS_AT_ONCE = 250_000
@@ -38,10 +38,13 @@ class Relabeller:
         import ogbench  # noqa: F401  registers its environments with gymnasium
 
         self.name = name
+        # Rewards are computed from the simulator's state, so nothing is ever drawn here.
+        self._id = name.of_states.gymnasium_id
         with _quiet():
-            self._environment = gymnasium.make(name.gymnasium_id, disable_env_checker=True)
+            self._environment = gymnasium.make(self._id, disable_env_checker=True)
             self._environment.reset(seed=0)
-            self._observation_size = _size(self._environment.observation_space)
+            size = _size(self._environment.observation_space)
+            self._observation_shape = IMAGE_SHAPE if name.is_visual else (size,)
             self._action_size = _size(self._environment.action_space)
         self._simulator: Any = self._environment.unwrapped
 
@@ -61,20 +64,21 @@ class Relabeller:
 
         Args:
             path: file that the message begins with.
-            observations: `[rows, observation_size]`.
+            observations: `[rows, observation_size]`, or pictures `[rows, height, width, 3]`.
             actions: `[rows, action_size]`.
 
         Raises:
             InputError: a size differs.
         """
-        for what, array, size in (
-            ("observations", observations, self._observation_size),
-            ("actions", actions, self._action_size),
+        for what, array, shape in (
+            ("observations", observations, self._observation_shape),
+            ("actions", actions, (self._action_size,)),
         ):
-            if array.ndim != 2 or array.shape[1] != size:
+            if array.shape[1:] != shape:
+                needed = ", ".join(map(str, ("rows", *shape)))
                 raise InputError(
                     f"{path}: does not belong to {self.name}: {what} have shape {array.shape}, "
-                    f"but the environment needs (rows, {size})."
+                    f"but the environment needs ({needed})."
                 )
 
     def label(
@@ -106,14 +110,14 @@ class Relabeller:
                 part = slice(start, start + _ROWS_AT_ONCE)
                 chunk = {key: values[part] for key, values in states.items()}
                 with _quiet():
-                    relabel_dataset(self.name.gymnasium_id, self._environment, chunk)
+                    relabel_dataset(self._id, self._environment, chunk)
                 rewards[place, part] = chunk["rewards"]
                 masks[place, part] = chunk["masks"]
         return rewards, masks
 
     def _read_states(self, reader: ArchiveReader, rows: int) -> dict[str, np.ndarray]:
         widths = {"qpos": ("f", int(self._simulator.model.nq))}
-        if self.name.dataset.startswith(("scene-", "puzzle-")):
+        if self.name.of_states.dataset.startswith(("scene-", "puzzle-")):
             widths["button_states"] = ("iub", int(self._simulator._num_buttons))
         missing = [key for key in widths if key not in reader.names]
         if missing:

@@ -171,6 +171,8 @@ def _load_with_own_rewards(
     if units != USUAL and observations.ndim == actions.ndim == 2:  # else refused below
         units.check_sizes(observations.shape[1], actions.shape[1])
         observations = units.network_observations(observations)
+    if "images" in reader.names:
+        observations = {"image": reader.read("images"), "state": observations}
     return Dataset.from_arrays(
         observations,
         actions,

@@ -23,6 +23,7 @@ from sorl.algorithm import AbstractPolicy, AbstractScoredPolicy
 from sorl.choices import OWN as OWN_CHOICE
 from sorl.choices import Choice
 from sorl.deployment.calibration import Calibration, read_calibration
+from sorl.deployment.image_observation import flat_observation
 from sorl.deployment.storage import (
     SavedPolicy,
     is_policy,
@@ -183,7 +184,10 @@ class Policy:
         """Choose actions. The first call for a budget and a batch shape compiles, later ones run.
 
         Args:
-            observation: finite numbers, `[observation_size]` or `[..., observation_size]`.
+            observation: finite numbers, `[observation_size]` or `[..., observation_size]`. Where
+                the policy reads images, also uint8 images `[..., height, width, channels]` with
+                the channels of all frames, or a mapping of such an `image` and a `state`; see
+                `sorl.deployment.image_observation`.
             steps: sampling steps of one candidate. When None those that the method uses by
                 itself, `algorithm.default_budget.steps`.
             best_of: candidates among which one is chosen. When None as many as the method uses by
@@ -383,6 +387,8 @@ class Policy:
     def _checked(self, observation: Any) -> tuple[np.ndarray, tuple[int, ...]]:
         """The observations as `[rows, observation_size]`, and their leading axes."""
         size = self.spec.observation_size
+        if self.spec.image is not None:
+            observation = flat_observation(self.spec, self.spec.image, observation)
         try:
             with np.errstate(over="ignore"):
                 values = np.asarray(observation, np.float32)

@@ -86,7 +86,7 @@ def save_policy(
     description: dict[str, Any] = {
         "format": FORMAT if policy.units == USUAL else FORMAT_WITH_UNITS,
         "algorithm": algorithms.describe(algorithm),
-        "spec": dataclasses.asdict(spec),
+        "spec": spec.describe(),
         "member": member._asdict(),
         "update": update,
         "tensors": {name: leaves.describe(leaf) for name, leaf in arrays.items()},
@@ -182,7 +182,7 @@ def _rebuild(
     """The algorithm, the sizes, and the policy with placeholders for its arrays."""
     try:
         algorithm = algorithms.build(description["algorithm"])
-        spec = Spec(**description["spec"])
+        spec = Spec.parse(description["spec"])
         units = Units.parse(description.get("units"))
         units.check_sizes(spec.observation_size, spec.action_size)
         skeleton = eqx.filter_eval_shape(

@@ -10,6 +10,7 @@ from typing import Any
 from sorl import algorithms, provenance
 from sorl.algorithm import AbstractAlgorithm
 from sorl.data.dataset import Dataset
+from sorl.data.images import USUAL_IMAGES, ImageSettings
 from sorl.data.minari_names import SCHEME
 from sorl.data.sources import Source, source_of
 from sorl.errors import InputError
@@ -18,6 +19,9 @@ from sorl.units import USUAL
 
 EXECUTION = "execution"
 """Settings that change how a job runs but none of its results stand under this name."""
+
+IMAGES = "images"
+"""How images are read stands under this name, where there are any."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +50,7 @@ class Job:
         checkpoint_seconds: least time between two checkpoints that no evaluation asks for.
         tensorboard: None means where tensorboardX is installed.
         wandb: send to Weights & Biases too.
+        images: how images are read, where observations hold any.
     """
 
     environment: str | None
@@ -65,6 +70,7 @@ class Job:
     checkpoint_seconds: float = 60.0
     tensorboard: bool | None = None
     wandb: bool = False
+    images: ImageSettings = USUAL_IMAGES
 
     def __post_init__(self) -> None:
         """Check numbers before anything is read or written."""
@@ -94,6 +100,7 @@ def config_of(algorithm: AbstractAlgorithm[Any], job: Job, dataset: Dataset) -> 
     """Every setting of a run, as its config.json holds it."""
     return {
         **settings_of(algorithm, job),
+        **({} if dataset.images is None else {IMAGES: dataclasses.asdict(job.images)}),
         "tasks": list(dataset.tasks),
         EXECUTION: {
             "workers": job.workers,
@@ -104,9 +111,9 @@ def config_of(algorithm: AbstractAlgorithm[Any], job: Job, dataset: Dataset) -> 
         "dataset": {
             "path": paths(job.data),
             "fingerprint": dataset.fingerprint,
-            "rows": int(dataset.observations.shape[0]),
+            "rows": int(dataset.ends.shape[0]),
         },
-        "spec": dataclasses.asdict(dataset.spec),
+        "spec": dataset.spec.describe(),
         **({} if dataset.units == USUAL else {"units": dataset.units.describe()}),
         **provenance.provenance(),
     }
@@ -128,6 +135,8 @@ def settings_of(algorithm: AbstractAlgorithm[Any], job: Job) -> dict[str, Any]:
             "evaluation_seed": job.evaluation_seed,
             **(_off_policy(job) if job.environment is None else {}),
         },
+        # What differs from the default must be told apart before the data are known.
+        **({} if job.images == USUAL_IMAGES else {IMAGES: dataclasses.asdict(job.images)}),
     }
 
 
@@ -149,6 +158,7 @@ def job_of(config: Mapping[str, Any]) -> tuple[Job, AbstractAlgorithm[Any], str]
                 "seeds": _whole_numbers(config["seeds"]),
                 "data": sources(data),
                 "budgets": tuple(Budget.parse(text) for text in settings["budgets"]),
+                "images": ImageSettings(**config.get(IMAGES, {})),
             }
         )
         return job, algorithms.build(config["algorithm"]), config["dataset"]["fingerprint"]

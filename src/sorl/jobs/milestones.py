@@ -217,7 +217,7 @@ def restore_policies(run: Run, update: int) -> tuple[AbstractPolicy, tuple[Membe
     """
     _, algorithm, _ = job_of(run.config)
     members = members_of(run.config["tasks"], run.config["seeds"])
-    like = _skeleton(algorithm, Spec(**run.config["spec"]), members)
+    like = _skeleton(algorithm, Spec.parse(run.config["spec"]), members)
     state, _ = checkpoint.restore(run.checkpoints, like, update)
     return _policies(algorithm, state, Units.parse(run.config.get("units"))), members
 

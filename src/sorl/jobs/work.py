@@ -49,7 +49,7 @@ def start(
     known = os.path.exists(out / "config.json")  # unlike Path.exists, False where we may not look
     if known and not resume:
         Run.create(out, {})  # raises the sentence that says what to do
-    dataset = load_dataset(job.environment, data=job.data, tasks=job.tasks)
+    dataset = _load(job)
     check_budgets(policy_skeleton(algorithm), job.budgets)
     members_of(dataset.tasks, job.seeds)
     check_dashboards(tensorboard=job.tensorboard, wandb=job.wandb)
@@ -77,7 +77,7 @@ def resume(path: Path | str, *, quiet: bool = False) -> Run:
             f"{run.path / 'config.json'} cannot be used: {error}; restore it from a copy, or start "
             "a new run."
         ) from error
-    dataset = load_dataset(job.environment, data=job.data, tasks=job.tasks)
+    dataset = _load(job)
     if dataset.fingerprint != fingerprint:
         raise InputError(
             f"The data of {run.path} have changed since it was started "
@@ -86,6 +86,21 @@ def resume(path: Path | str, *, quiet: bool = False) -> Run:
         )
     _work(run, algorithm, job, dataset, quiet=quiet)
     return run
+
+
+def _load(job: Job) -> Dataset:
+    """The data, read as the job says.
+
+    Raises:
+        InputError: see `load_dataset`; or fitted Q evaluation, which reads states, of images.
+    """
+    dataset = load_dataset(job.environment, data=job.data, tasks=job.tasks)
+    if dataset.images is not None and job.environment is None and job.fitted_q_updates:
+        raise InputError(
+            "Fitted Q evaluation reads states, and these observations hold images: leave it out by "
+            "--fitted-q-updates 0, or name an environment to evaluate in."
+        )
+    return dataset.reading_images(job.images)
 
 
 def _work(

@@ -15,6 +15,7 @@ import jax
 from sorl import algorithms, files
 from sorl.algorithm import AbstractAlgorithm
 from sorl.choices import Choice
+from sorl.data.images import ImageSettings
 from sorl.errors import InputError
 from sorl.jobs.job import Job, paths, settings_of, sources
 from sorl.jobs.outcome import diverged, ended, is_run
@@ -158,7 +159,17 @@ def _budgets(values: Any) -> tuple[Budget, ...]:
     return tuple(map(Budget.parse, values))
 
 
-_JOB = {"tasks": _numbers, "seeds": _numbers, "budgets": _budgets, "data": sources}
+def _images(values: Any) -> ImageSettings:
+    return ImageSettings(**values)
+
+
+_JOB = {
+    "tasks": _numbers,
+    "seeds": _numbers,
+    "budgets": _budgets,
+    "data": sources,
+    "images": _images,
+}
 
 
 def _scoring(values: Any) -> Scoring:

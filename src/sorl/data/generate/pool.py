@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
 from sorl.data.generate.expert.actor import Actor
-from sorl.data.generate.protocols import Protocol
+from sorl.data.generate.protocols import Protocol, renders
 from sorl.data.generate.worker import Job, serve_jobs, worker_variables
 from sorl.errors import WorkerError
 
@@ -84,7 +84,7 @@ def _start_worker(
     # they finish what they have begun, and the parent decides. The mask is inherited.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        with worker_variables():
+        with worker_variables(renders=renders(protocol)):
             process.start()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

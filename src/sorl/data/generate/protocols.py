@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
+from sorl.data.names import VISUAL
 from sorl.errors import InputError
 
 
@@ -99,7 +100,7 @@ Protocol: TypeAlias = PlayProtocol | NavigateProtocol | SoccerProtocol
 _ANT: dict[str, Any] = {"noise": 0.2, "expert": "ant"}
 _HUMANOID: dict[str, Any] = {"noise": 0.2, "expert": "humanoid"}
 
-PROTOCOLS: dict[str, Protocol] = {
+_PLAY: dict[str, PlayProtocol] = {
     "cube-single-play-v0": PlayProtocol("cube-single-v0", 1000, stack_probability=(0.0, 0.0)),
     "cube-double-play-v0": PlayProtocol("cube-double-v0", 1000, stack_probability=(0.0, 0.25)),
     "cube-triple-play-v0": PlayProtocol("cube-triple-v0", 3000, stack_probability=(0.05, 0.35)),
@@ -109,6 +110,9 @@ PROTOCOLS: dict[str, Protocol] = {
     "puzzle-4x4-play-v0": PlayProtocol("puzzle-4x4-v0", 1000, always_closed_gripper=True),
     "puzzle-4x5-play-v0": PlayProtocol("puzzle-4x5-v0", 3000, always_closed_gripper=True),
     "puzzle-4x6-play-v0": PlayProtocol("puzzle-4x6-v0", 5000, always_closed_gripper=True),
+}
+
+_NAVIGATE: dict[str, NavigateProtocol] = {
     "pointmaze-medium-navigate-v0": NavigateProtocol("pointmaze-medium-v0", 1000),
     "pointmaze-large-navigate-v0": NavigateProtocol("pointmaze-large-v0", 1000),
     "pointmaze-giant-navigate-v0": NavigateProtocol("pointmaze-giant-v0", 500, rows=2001),
@@ -127,7 +131,20 @@ PROTOCOLS: dict[str, Protocol] = {
     "antsoccer-arena-navigate-v0": SoccerProtocol("antsoccer-arena-v0"),
     "antsoccer-medium-navigate-v0": SoccerProtocol("antsoccer-medium-v0"),
 }
+
+# The same protocol with other eyes: the oracles read the simulator's state, not the observation.
+_VISUAL: dict[str, PlayProtocol] = {
+    VISUAL + name: replace(protocol, environment=VISUAL + protocol.environment)
+    for name, protocol in _PLAY.items()
+}
+
+PROTOCOLS: dict[str, Protocol] = {**_PLAY, **_NAVIGATE, **_VISUAL}
 """Every set that can be generated, by its name."""
+
+
+def renders(protocol: Protocol) -> bool:
+    """Whether observations are pictures, which need a graphics library."""
+    return protocol.environment.startswith(VISUAL)
 
 
 def find_protocol(name: str) -> Protocol:

@@ -10,18 +10,20 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from sorl import graphics
 from sorl.data.generate.expert.actor import Actor
 from sorl.data.generate.protocols import Protocol
 from sorl.data.generate.seeding import Split
 
-# Libraries read these while they are imported. The matrices are 6 x 6, so threads only cost; and
-# nothing is drawn, so no graphics library is needed.
+# Libraries read these while they are imported. The matrices are 6 x 6, so threads only cost; where
+# nothing is drawn no graphics library is needed, and where it is, a thread a worker is enough.
 _VARIABLES = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
-    "MUJOCO_GL": "disable",
+    "LP_NUM_THREADS": "1",
 }
+_WITHOUT_PICTURES = {"MUJOCO_GL": "disable"}
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,15 @@ class Job:
 
 
 @contextmanager
-def worker_variables() -> Iterator[None]:
-    """Set a worker's environment variables: wrap its start in this, for it inherits them."""
-    before = {name: os.environ.get(name) for name in _VARIABLES}
-    os.environ.update(_VARIABLES)
+def worker_variables(*, renders: bool) -> Iterator[None]:
+    """Set a worker's environment variables: wrap its start in this, for it inherits them.
+
+    Raises:
+        InputError: it has to draw pictures, and nothing draws on this machine.
+    """
+    variables = {**_VARIABLES, **(graphics.working() if renders else _WITHOUT_PICTURES)}
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         yield
     finally:

@@ -31,6 +31,9 @@ def write_dataset(path: Path, logged: Logged, origin: Origin) -> None:
         "masks": logged.masks,
         ARRAY: encode(origin),
     }
+    if logged.images is not None:
+        beside = logged.observations.shape[1] > 0
+        arrays["images" if beside else "observations"] = logged.images
 
     def write(file: BinaryIO) -> None:
         with zipfile.ZipFile(file, "w") as archive:

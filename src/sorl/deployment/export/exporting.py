@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import importlib
 from collections.abc import Iterable
@@ -97,7 +96,7 @@ def export(
             "kind": format,
             "sorl": sorl.__version__,
             "algorithm": algorithms.describe(policy.algorithm),
-            "spec": dataclasses.asdict(policy.spec),
+            "spec": policy.spec.describe(),
             "member": policy.member._asdict(),
             "update": policy.update,
             "verifier": str(verifier),

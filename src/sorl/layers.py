@@ -1,0 +1,47 @@
+"""Layers that every network is made of: dense, and layer normalisation. Each takes ONE sample."""
+
+from __future__ import annotations
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+LAYER_NORM_EPSILON = 1e-6
+
+
+class Linear(eqx.Module):
+    """y = x W + b; Glorot-uniform W (variance scaling 1.0, fan average), zero b.
+
+    Args:
+        inputs: size of x.
+        outputs: size of y.
+    """
+
+    weight: Float[Array, "inputs outputs"]
+    bias: Float[Array, " outputs"]
+
+    def __init__(self, inputs: int, outputs: int, *, key: PRNGKeyArray):
+        self.weight = jax.nn.initializers.glorot_uniform()(key, (inputs, outputs), jnp.float32)
+        self.bias = jnp.zeros(outputs)
+
+    def __call__(self, x: Float[Array, " inputs"]) -> Float[Array, " outputs"]:
+        """Map one sample."""
+        return x @ self.weight + self.bias
+
+
+class LayerNorm(eqx.Module):
+    """Layer normalisation with learned scale and offset (Ba et al. 2016); epsilon 1e-6."""
+
+    scale: Float[Array, " size"]
+    offset: Float[Array, " size"]
+
+    def __init__(self, size: int):
+        self.scale = jnp.ones(size)
+        self.offset = jnp.zeros(size)
+
+    def __call__(self, x: Float[Array, " size"]) -> Float[Array, " size"]:
+        """Normalise one sample over its entries."""
+        centred = x - jnp.mean(x)
+        variance = jnp.mean(centred * centred)
+        return centred * jax.lax.rsqrt(variance + LAYER_NORM_EPSILON) * self.scale + self.offset
