@@ -25,6 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from sorl import graphics
 from sorl.data.generate import PROTOCOLS, Progress, describe, engine, generate, roll, show_progress
 from sorl.data.generate.archive import is_whole_part, merge_parts, save_part
 from sorl.data.generate.parts import open_parts
@@ -33,7 +34,8 @@ from sorl.data.generate.pool import roll_jobs
 from sorl.data.generate.protocols import find_protocol
 from sorl.data.generate.seeding import seed_episode
 from sorl.data.generate.worker import Job
-from sorl.data.names import dataset_names
+from sorl.data.names import IMAGE_SHAPE, VISUAL, dataset_names
+from sorl.data.sources import load_dataset
 from sorl.errors import InputError, WorkerError
 
 MAZE = "pointmaze-medium-navigate-v0"
@@ -232,11 +234,12 @@ def test_protocols_are_the_published_ones() -> None:
         name: protocol.episodes * (protocol.rows - 1) for name, protocol in PROTOCOLS.items()
     }
     million = {name: count / 1e6 for name, count in transitions.items()}
-    assert {name for name, count in million.items() if count != 1.0} == {
+    large = (
         "cube-triple-play-v0",
         "cube-quadruple-play-v0",
         "puzzle-4x5-play-v0",
         "puzzle-4x6-play-v0",
+<<<<<<< HEAD
         "humanoidmaze-medium-navigate-v0",
         "humanoidmaze-large-navigate-v0",
         "humanoidmaze-giant-navigate-v0",
@@ -244,6 +247,14 @@ def test_protocols_are_the_published_ones() -> None:
     assert {
         million[f"humanoidmaze-{size}-navigate-v0"] for size in ("medium", "large", "giant")
     } == {2.0}
+=======
+    )
+    seen_as_states = {name: count for name, count in million.items() if VISUAL not in name}
+    assert {name for name, count in seen_as_states.items() if count != 1.0} == set(large)
+    # The manipulation sets again, of the same sizes.
+    visual = {name.removeprefix(VISUAL): n for name, n in million.items() if VISUAL in name}
+    assert visual == {name: n for name, n in seen_as_states.items() if "pointmaze" not in name}
+>>>>>>> 12b27ad (Images in exports, Minari sets, documents; visual sets are generated, tested to hold the episodes of the sets of states)
     assert million["cube-triple-play-v0"] == million["puzzle-4x5-play-v0"] == 3.0
     assert million["cube-quadruple-play-v0"] == million["puzzle-4x6-play-v0"] == 5.0
 
@@ -537,3 +548,33 @@ def test_nothing_heavy_is_imported() -> None:
     for code in (light, worker):
         answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert answer.stdout == "set()\n", answer.stderr
+
+
+def test_pictures_of_the_same_episodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The visual set shows what the set of states holds: the same seed, the same simulator."""
+    try:
+        graphics.working()
+    except InputError as error:
+        pytest.skip(str(error))
+    for name in ("cube-single-play-v0", "visual-cube-single-play-v0"):
+        monkeypatch.setitem(PROTOCOLS, name, replace(PROTOCOLS[name], rows=3))
+        generate(name, out=tmp_path, episodes=1, workers=1, seed=4)
+    generate("visual-cube-single-play-v0", out=tmp_path / "two", episodes=1, workers=2, seed=4)
+    states, seen = (load(tmp_path / f"{prefix}cube-single-play-v0.npz") for prefix in ("", VISUAL))
+    assert seen["observations"].dtype == np.uint8
+    assert seen["observations"].shape == (3, *IMAGE_SHAPE)
+    assert seen["observations"].std() > 10
+    for key in ("actions", "terminals", "qpos", "qvel"):
+        np.testing.assert_array_equal(seen[key], states[key])
+    for name, content in contents(tmp_path / "two").items():
+        assert content == (tmp_path / name).read_bytes()
+    dataset = load_dataset("visual-cube-single-play-singletask-v0", data=tmp_path / "two" / name)
+    assert dataset.spec.image is not None
+    assert dataset.spec.image.shape == (64, 64, 9)
+
+
+def test_without_graphics_there_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MUJOCO_GL", "nonsense")
+    with pytest.raises(InputError, match=r"Pictures cannot be drawn.*nonsense") as raised:
+        graphics.working()
+    assert "\n" not in str(raised.value)

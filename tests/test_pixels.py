@@ -20,8 +20,10 @@ from sorl.algorithms.rebrac import ReBRAC
 from sorl.algorithms.sorl import SORL
 from sorl.data.dataset import Dataset
 from sorl.data.images import ImageSettings
+from sorl.deployment.export import check
+from sorl.deployment.export.exporting import export
 from sorl.deployment.policy import Policy, load_stacked, save_policy
-from sorl.deployment.storage import policy_folder
+from sorl.deployment.storage import SavedPolicy, policy_folder
 from sorl.encoders import Encoder
 from sorl.environments import VectorEnvironment
 from sorl.errors import InputError
@@ -251,3 +253,19 @@ def test_scored_policies_see_images_too() -> None:
     np.testing.assert_allclose(
         values, policy.critic.batch(seen.observation, seen.action), atol=1e-4
     )
+
+
+@pytest.mark.parametrize("format", ["numpy", "onnx"])
+def test_exports_see_the_same(tmp_path: Path, format: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The export's own check runs on 1,000 random images; here fewer, of odd and even sides."""
+    pytest.importorskip("onnxruntime" if format == "onnx" else "numpy")
+    monkeypatch.setattr(check, "OBSERVATIONS", 20)
+    image = Image(5, 6, 2)
+    spec = Spec(image.size + 1, 2, image)
+    algorithm = SORL(hidden=(4,))
+    module = algorithm.policy(algorithm.init(spec, key=jax.random.key(0)))
+    policy = Policy(SavedPolicy(module, algorithm, spec, Member(0, 0), 1, {}), random_seed=0)
+    manifest = export(policy, tmp_path / "out", format=format, budgets=[Budget(2, 2)])
+    (graph,) = manifest["graphs"]
+    assert max(graph["difference"][what] for what in ("actions", "scores")) < 1e-4
+    assert manifest["spec"]["image"]["height"] == 5

@@ -22,8 +22,6 @@ grouped ones. And an exported policy needs no operations that others lack.
 
 from __future__ import annotations
 
-import functools
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -34,6 +32,7 @@ from sorl.layers import LayerNorm, Linear
 from sorl.types import EncoderName, Image, Spec
 
 KERNEL = 3
+LOWEST = float(np.finfo(np.float32).min)
 CHANNELS = (16, 32, 32)
 UNITS = 512
 BLOCKS: dict[EncoderName, int] = {"impala-small": 1, "impala": 2}
@@ -63,9 +62,12 @@ class Convolution(eqx.Module):
         self, image: Float[Array, "height width inputs"]
     ) -> Float[Array, "height width outputs"]:
         """Map one image."""
-        rows = jnp.concatenate(_windows(image, 0, 0.0, stride=1), axis=-1)
-        around = jnp.concatenate(_windows(rows, 1, 0.0, stride=1), axis=-1)
-        return around @ self.weight + self.bias[None, None]
+        for axis in (0, 1):
+            padded = _padded(image, axis, 1, 1, 0.0)
+            size = image.shape[axis]
+            places = [jax.lax.slice_in_dim(padded, i, i + size, axis=axis) for i in range(KERNEL)]
+            image = jnp.concatenate(places, axis=-1)
+        return image @ self.weight + self.bias[None, None]
 
 
 def max_pool(
@@ -76,24 +78,28 @@ def max_pool(
     The window stands as `SAME` padding puts it: over an even size it begins at the first place.
     """
     for axis in (0, 1):
-        image = functools.reduce(jnp.maximum, _windows(image, axis, -jnp.inf, stride=2))
+        size = image.shape[axis]
+        before, count = size % 2, -(-size // 2)
+        # Pairs of places, one pair more than there are windows: each window is a pair and the
+        # first place of the next one.
+        padded = _padded(image, axis, before, 2 * count + 2 - size - before, LOWEST)
+        pairs = padded.reshape(*image.shape[:axis], count + 1, 2, *image.shape[axis + 1 :])
+        first, second = (
+            jax.lax.index_in_dim(pairs, i, axis=axis + 1, keepdims=False) for i in (0, 1)
+        )
+        here, following = (jax.lax.slice_in_dim(first, i, i + count, axis=axis) for i in (0, 1))
+        beside = jax.lax.slice_in_dim(second, 0, count, axis=axis)
+        image = jnp.maximum(jnp.maximum(here, beside), following)
     return image
 
 
-def _windows(
-    image: Float[Array, "height width channels"], axis: int, outside: float, *, stride: int
-) -> list[Float[Array, "rows columns channels"]]:
-    """For every place of a window of 3 along an axis, what is there at every `stride`-th window."""
-    size = image.shape[axis]
-    count = -(-size // stride)
-    lacking = max((count - 1) * stride + KERNEL - size, 0)
-    padding = [(0, 0)] * 3
-    padding[axis] = (lacking // 2, lacking - lacking // 2)
-    padded = jnp.pad(image, padding, constant_values=outside)
-    return [
-        jax.lax.slice_in_dim(padded, i, i + (count - 1) * stride + 1, stride, axis)
-        for i in range(KERNEL)
-    ]
+def _padded(
+    image: Float[Array, "height width channels"], axis: int, before: int, after: int, value: float
+) -> Float[Array, "rows columns channels"]:
+    """The image with so many places more at both ends of an axis."""
+    padding = [(0, 0, 0)] * 3
+    padding[axis] = (before, after, 0)
+    return jax.lax.pad(image, jnp.asarray(value, image.dtype), padding)
 
 
 class ResidualBlock(eqx.Module):

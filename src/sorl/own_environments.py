@@ -125,10 +125,7 @@ class InOwnUnits:
         return self._observed(observation), float(reward), terminated, truncated, told
 
     def _observed(self, observation: Any) -> Any:
-        image, state = take_apart(self._space, observation)
-        if image is None:
-            return state
-        return {"image": image, "state": state} if state.size else image
+        return take_apart(self._space, observation).together()
 
     def render(self) -> Any:
         """A picture."""

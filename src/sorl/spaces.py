@@ -31,6 +31,12 @@ class Apart(NamedTuple):
     image: np.ndarray | None
     state: np.ndarray
 
+    def together(self) -> np.ndarray | dict[str, np.ndarray]:
+        """The state, or the image, or a mapping of both, as data sets take them."""
+        if self.image is None:
+            return self.state
+        return {"image": self.image, "state": self.state} if self.state.shape[-1] else self.image
+
 
 def is_image(space: Any) -> bool:
     """Whether this space is that of an image."""

@@ -29,7 +29,8 @@ def _info(path: tyro.conf.Positional[Path]) -> None:
         saved = read_policy(path)
         print(
             f"{path}: policy of {saved.member}, update {saved.update:,}, "
-            f"{saved.spec.observation_size} observation entries, "
+            f"{saved.spec.observation_size} observation entries"
+            f"{f' (images: {saved.spec.image})' if saved.spec.image else ''}, "
             f"{saved.spec.action_size} action entries\n{saved.algorithm}"
         )
     elif path.is_dir():

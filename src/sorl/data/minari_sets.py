@@ -18,7 +18,7 @@ from sorl.data.episodes import assemble
 from sorl.data.minari_names import SCHEME, open_minari
 from sorl.data.ranges import learn_units
 from sorl.errors import InputError
-from sorl.spaces import flatten
+from sorl.spaces import take_apart
 
 
 def load_minari(name: str) -> Dataset:
@@ -50,8 +50,11 @@ def load_minari(name: str) -> Dataset:
         action_high=space.high if bounded else None,
         source=source,
     )
+    seen: Any = logged.observations
+    if logged.images is not None:
+        seen = {"image": logged.images, "state": logged.observations}
     return Dataset.from_arrays(
-        logged.observations,
+        seen,
         units.network_actions(actions),
         logged.ends,
         logged.rewards[None],
@@ -75,9 +78,9 @@ def _stretches(found: Any, source: str) -> Iterator[Columns]:
             return
         where = f"{source}, episode {number}"
         try:
-            observations = flatten(
+            observations = take_apart(
                 found.observation_space, episode.observations, (len(episode.rewards) + 1,)
-            )
+            ).together()
         except InputError as error:
             raise InputError(f"{where}: {error}") from error
         yield columns_of(

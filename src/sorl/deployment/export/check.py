@@ -19,6 +19,7 @@ OBSERVATIONS = 1000
 TOLERANCE = 1e-4
 MAX_CANDIDATES = 64
 _ROWS_AT_ONCE = 8192
+_PIXELS_AT_ONCE = 2_000_000
 
 
 class Difference(NamedTuple):
@@ -140,11 +141,17 @@ def _inputs(
     """Batches of observations and noise, not too large for the memory."""
     rng = np.random.default_rng(0)
     shape = contents.policy.noise_shape(steps)
-    batch = min(OBSERVATIONS, _ROWS_AT_ONCE // best_of)
+    spec = contents.spec
+    pixels = 0 if spec.image is None else spec.image.size
+    # Where convolutions are products, an image takes many times its size.
+    at_once = _ROWS_AT_ONCE if not pixels else max(best_of, _PIXELS_AT_ONCE // pixels)
+    batch = min(OBSERVATIONS, at_once // best_of)
     for first in range(0, OBSERVATIONS, batch):
         count = min(batch, OBSERVATIONS - first)
-        sizes = (count, contents.spec.observation_size), (count, best_of, *shape)
+        sizes = (count, spec.observation_size), (count, best_of, *shape)
         observation, noise = (rng.standard_normal(size, np.float32) for size in sizes)
+        if pixels:
+            observation[:, :pixels] = rng.integers(0, 256, (count, pixels))
         yield observation, noise
 
 

@@ -345,6 +345,24 @@ class _Writer:
     def jax_transpose(self, inputs: Any, shapes: Any, outputs: Any, *, permutation: Any) -> _Value:
         return self.transpose(inputs[0], permutation)
 
+    def jax_pad(self, inputs: Any, shapes: Any, outputs: Any, *, padding_config: Any) -> _Value:
+        """More of one number at the ends of axes."""
+        x, filling = self.full(inputs[0], shapes[0]), inputs[1]
+        for axis, (before, after, inside) in enumerate(padding_config):
+            if inside or min(before, after) < 0:
+                raise self._refusal("a padding that goes inside or takes away")
+            parts = [x]
+            for count, place in ((before, 0), (after, 1)):
+                if count:
+                    block = (*x.shape[:axis], int(count), *x.shape[axis + 1 :])
+                    number = self.reshape(filling, (1,) * len(block))
+                    parts.insert(len(parts) if place else 0, self.full(number, block))
+            if len(parts) > 1:
+                longer = int(x.shape[axis]) + int(before) + int(after)
+                shape = (*x.shape[:axis], longer, *x.shape[axis + 1 :])
+                x = self.emit("concatenate", parts, shape, axis=axis)
+        return x
+
     def jax_concatenate(self, inputs: Any, shapes: Any, outputs: Any, *, dimension: int) -> _Value:
         parts = [self.full(value, shape) for value, shape in zip(inputs, shapes, strict=True)]
         return self.emit("concatenate", parts, outputs[0], axis=int(dimension))
