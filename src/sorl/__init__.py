@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from sorl.errors import InputError
     from sorl.evaluation import evaluate
     from sorl.inference import Strategy
+    from sorl.jobs.finetuning import Finetuning
     from sorl.jobs.job import Job
+    from sorl.jobs.online_work import finetune
     from sorl.report.page import write_report
     from sorl.runs import Run
     from sorl.training import train
@@ -32,6 +34,7 @@ _HOMES = {
     "SORL": "sorl.algorithms.sorl",
     "Budget": "sorl.types",
     "Dataset": "sorl.data.dataset",
+    "Finetuning": "sorl.jobs.finetuning",
     "InputError": "sorl.errors",
     "Job": "sorl.jobs.job",
     "Member": "sorl.types",
@@ -43,6 +46,7 @@ _HOMES = {
     "Units": "sorl.units",
     "Verifier": "sorl.verifiers",
     "evaluate": "sorl.evaluation",
+    "finetune": "sorl.jobs.online_work",
     "generate": "sorl.data.generate",
     "load_dataset": "sorl.data.sources",
     "load_stacked": "sorl.deployment.policy",
@@ -54,6 +58,7 @@ __all__ = [
     "SORL",
     "Budget",
     "Dataset",
+    "Finetuning",
     "InputError",
     "Job",
     "Member",
@@ -66,6 +71,7 @@ __all__ = [
     "Verifier",
     "__version__",
     "evaluate",
+    "finetune",
     "generate",
     "load_dataset",
     "load_stacked",

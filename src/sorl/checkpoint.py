@@ -98,6 +98,17 @@ def latest(folder: Path) -> int | None:
     return max(updates(folder), default=None)
 
 
+def digest(folder: Path, update: int) -> str:
+    """SHA-256 over the digests of a checkpoint's files: a name for what it holds.
+
+    Raises:
+        InputError: there is no such checkpoint.
+    """
+    path = folder / f"{update:09d}" / _DIGESTS
+    with files.explained("read", path):
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def restore(folder: Path, like: State, update: int | None = None) -> tuple[State, dict[str, Any]]:
     """Read a checkpoint.
 

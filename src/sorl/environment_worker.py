@@ -184,6 +184,7 @@ def slot_type(sizes: Sizes) -> np.dtype:
             ("reward", np.float64),
             ("success", np.float64),
             ("length", np.int64),
+            ("terminated", np.bool_),
             ("done", np.bool_),
         ],
         align=True,
@@ -235,7 +236,7 @@ class _Slot:
         self.environment.action_space.seed(seed)
         observation, _ = self.environment.reset(seed=seed)
         self._observe(record, observation, first=True)
-        for field in ("episode_return", "reward", "success", "length", "done"):
+        for field in ("episode_return", "reward", "success", "length", "terminated", "done"):
             record[field] = 0
 
     def step(self, record: np.void) -> None:
@@ -250,6 +251,7 @@ class _Slot:
         record["episode_return"] += float(reward)
         record["success"] = float(info.get("success", 0.0))
         record["length"] += 1
+        record["terminated"] = terminated
         record["done"] = terminated or truncated
 
     def _observe(self, record: np.void, observation: Any, *, first: bool) -> None:

@@ -34,6 +34,7 @@ from sorl.environments import Sizes, VectorEnvironment
 from sorl.errors import InputError
 from sorl.inference import USUAL, Strategy
 from sorl.types import Budget, Member
+from sorl.units import Units
 
 if TYPE_CHECKING:
     from sorl.data.names import EnvironmentName
@@ -248,26 +249,8 @@ class GroupActor:
             )
 
     def check_range(self, sizes: Sizes) -> None:
-        """Check that the policy's actions fit those of the environment, which have units too.
-
-        Raises:
-            InputError: they reach over the environment's bounds by more than a hundredth.
-        """
-        low, high = (
-            np.asarray(bounds or [usual] * sizes.action_size)
-            for bounds, usual in ((sizes.action_low, -1.0), (sizes.action_high, 1.0))
-        )
-        least, most = (
-            np.asarray(self.units.action_low or -1),
-            np.asarray(self.units.action_high or 1),
-        )
-        margin = 0.01 * (high - low)
-        if (least < low - margin).any() or (most > high + margin).any():
-            raise InputError(
-                f"The policy acts between {least.tolist()} and {most.tolist()}, but the "
-                f"environment takes {low.tolist()} to {high.tolist()}: the data are in other "
-                "units, so this is not their environment."
-            )
+        """See the function of this name."""
+        check_range(self.units, sizes)
 
     def start(self, episode: int) -> int:
         """Seed of the start of one episode."""
@@ -303,6 +286,29 @@ class GroupActor:
                 "has diverged, so evaluate an earlier checkpoint."
             )
         return actions
+
+
+def check_range(units: Units, sizes: Sizes) -> None:
+    """Check that a policy's actions fit those of the environment, which have units too.
+
+    Raises:
+        InputError: they reach over the environment's bounds by more than a hundredth.
+    """
+    low, high = (
+        np.asarray(bounds or [usual] * sizes.action_size)
+        for bounds, usual in ((sizes.action_low, -1.0), (sizes.action_high, 1.0))
+    )
+    least, most = (
+        np.asarray(units.action_low or -1),
+        np.asarray(units.action_high or 1),
+    )
+    margin = 0.01 * (high - low)
+    if (least < low - margin).any() or (most > high + margin).any():
+        raise InputError(
+            f"The policy acts between {least.tolist()} and {most.tolist()}, but the "
+            f"environment takes {low.tolist()} to {high.tolist()}: the data are in other "
+            "units, so this is not their environment."
+        )
 
 
 @dataclass

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -26,7 +26,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, PyTree
 from sorl.algorithm import AbstractAlgorithm
 from sorl.data.dataset import Dataset
 from sorl.errors import InputError
-from sorl.types import Member, Spec
+from sorl.types import Member, Spec, Transition
 
 State = TypeVar("State")
 
@@ -47,10 +47,35 @@ class TrainingState(NamedTuple):
     Attributes:
         algorithm: the algorithm's state.
         alive: whether the member still trains.
+        online: what learning in an environment keeps besides, see `sorl.online`; None offline.
     """
 
     algorithm: PyTree
     alive: Bool[Array, " members"]
+    online: PyTree = None
+
+
+class Layout(NamedTuple):
+    """What no update changes, laid over the devices.
+
+    Attributes:
+        mesh: the devices, each with an equal share of the members.
+        dataset: the data, whole on every device.
+        task_index: position of each member's task in the data.
+        keys: the key of each member's updates.
+        limits: the largest loss of each member's critic that is no explosion.
+    """
+
+    mesh: Mesh
+    dataset: Dataset
+    task_index: Int[Array, " members"]
+    keys: Key[Array, " members"]
+    limits: Float[Array, " members"]
+
+    @property
+    def over_members(self) -> NamedSharding:
+        """How arrays with a leading axis of members are laid out."""
+        return NamedSharding(self.mesh, PartitionSpec(MEMBERS))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,6 +171,20 @@ def train(
     return _chunks(algorithm, dataset, members, batch_size, chunk, updates, done, state)
 
 
+def lay_out(dataset: Dataset, members: Sequence[Member]) -> Layout:
+    """Lay data and what belongs to each member over the devices; the data hold all tasks."""
+    mesh = _mesh(len(members))
+    over_members = NamedSharding(mesh, PartitionSpec(MEMBERS))
+    _, keys = _split_keys(members)
+    task_index = jnp.asarray([dataset.tasks.index(member.task) for member in members])
+    # Of each member's own task: the rewards of one task must not decide about another.
+    largest_reward = jnp.max(jnp.abs(dataset.rewards), axis=1)[task_index]
+    limits = jnp.square(EXPLOSION * jnp.maximum(largest_reward, 1.0))
+    task_index, keys, limits = jax.device_put((task_index, keys, limits), over_members)
+    dataset = jax.device_put(dataset, NamedSharding(mesh, PartitionSpec()))
+    return Layout(mesh, dataset, task_index, keys, limits)
+
+
 def _chunks(
     algorithm: AbstractAlgorithm[Any],
     dataset: Dataset,
@@ -156,31 +195,22 @@ def _chunks(
     done: int,
     state: TrainingState,
 ) -> Iterator[Snapshot]:
-    mesh = _mesh(len(members))
-    over_members = NamedSharding(mesh, PartitionSpec(MEMBERS))
-    _, keys = _split_keys(members)
-    keys = jax.device_put(keys, over_members)
-    task_index = jnp.asarray([dataset.tasks.index(member.task) for member in members])
-    # Of each member's own task: the rewards of one task must not decide about another.
-    largest_reward = jnp.max(jnp.abs(dataset.rewards), axis=1)[task_index]
-    limits = jnp.square(EXPLOSION * jnp.maximum(largest_reward, 1.0))
-    task_index, limits = jax.device_put((task_index, limits), over_members)
-    state = jax.device_put(state, over_members)
-    dataset = jax.device_put(dataset, NamedSharding(mesh, PartitionSpec()))
+    layout = lay_out(dataset, members)
+    state = jax.device_put(state, layout.over_members)
     while done < updates:
         count = min(chunk - done % chunk, updates - done)
         alive_before = np.asarray(state.alive)
         state, metrics = _run_chunk(
             algorithm,
             batch_size,
-            mesh,
+            layout.mesh,
             state,
-            dataset,
-            task_index,
-            keys,
+            layout.dataset,
+            layout.task_index,
+            layout.keys,
             jnp.int32(done),
             jnp.int32(count),
-            limits,
+            layout.limits,
         )
         done += count
         host_metrics = {name: np.asarray(value) for name, value in metrics.items()}
@@ -194,7 +224,7 @@ def _chunks(
                 for name, value in host_metrics.items()
             },
             stopped={
-                member: _why_stopped(member, i, done, count, host_metrics)
+                member: why_stopped(member, i, done, count, host_metrics)
                 for i, member in enumerate(members)
                 if alive_before[i] and not alive[i]
             },
@@ -238,20 +268,52 @@ def _run_local_chunk(
 ) -> tuple[TrainingState, dict[str, Float[Array, " local"]]]:
     """The chunk for the members of one device."""
 
+    def draw(key: PRNGKeyArray, index: Int[Array, ""]) -> Transition:
+        return dataset.sample(key, index, batch_size)
+
+    return run_updates(algorithm, draw, state, task_index, keys, start, count, limits)
+
+
+def run_updates(
+    algorithm: AbstractAlgorithm[Any],
+    draw: Callable[[PRNGKeyArray, Any], Transition],
+    state: TrainingState,
+    sources: PyTree,
+    keys: Key[Array, " local"],
+    start: Int[Array, ""],
+    count: Int[Array, ""],
+    limits: Float[Array, " local"],
+) -> tuple[TrainingState, dict[str, Float[Array, " local"]]]:
+    """Update members `count` times, each from batches of its own; to run inside a compiled program.
+
+    Args:
+        algorithm: the learning rule.
+        draw: a batch for ONE member, given a key and that member's part of `sources`.
+        state: the members' states; `online` is not kept.
+        sources: any pytree whose leaves have a leading axis of members.
+        keys: the key of each member's updates.
+        start: number of the first update.
+        count: how many, at least 1.
+        limits: see `Layout`.
+
+    Returns:
+        The states, that of a member with a bad metric as it was before, and the metrics' means.
+    """
+
     def update(
         states: PyTree, update_index: Int[Array, ""]
     ) -> tuple[PyTree, dict[str, Float[Array, " local"]]]:
         def one(
-            member_state: PyTree, index: Int[Array, ""], key: PRNGKeyArray
+            member_state: PyTree, source: PyTree, key: PRNGKeyArray
         ) -> tuple[PyTree, dict[str, Float[Array, ""]]]:
             sample_key, update_key = jax.random.split(jax.random.fold_in(key, update_index))
-            batch = dataset.sample(sample_key, index, batch_size)
+            batch = draw(sample_key, source)
             member_state, metrics = algorithm.update(
                 member_state, batch, update_index, key=update_key
             )
             return member_state, dict(metrics)
 
-        return jax.vmap(one)(states, task_index, keys)
+        return jax.vmap(one)(states, sources, keys)
 
     def body(
         i: Int[Array, ""], carry: tuple[PyTree, Sums, Healthy]
@@ -296,13 +358,17 @@ def _split_keys(members: Sequence[Member]) -> tuple[Key[Array, " members"], Key[
     return pairs[:, 0], pairs[:, 1]
 
 
-def _why_stopped(
+def why_stopped(
     member: Member,
     index: int,
     done: int,
     count: int,
     metrics: Mapping[str, npt.NDArray[np.float32]],
 ) -> str:
+    """One sentence about the member at place `index`, which the chunk of `count` updates stopped.
+
+    `metrics` are the chunk's, one value a member; `done` is the update at which it ended.
+    """
     bad = [name for name, value in metrics.items() if not np.isfinite(value[index])]
     what = (
         f"{', '.join(bad)} became NaN or infinite"

@@ -25,6 +25,7 @@ COMMANDS = {
     "tune": "train at every point of a small grid of hyperparameters and compare them",
     "compare": "train several algorithms on the same data and compare them",
     "reproduce": "make the paper's figures and tables, at a scale of your choice",
+    "finetune": "learn on from a run by acting in its environment",
     "resume": "go on with a run that was stopped or killed",
     "evaluate": "roll a run's policies out at any budgets",
     "calibrate": "measure what each budget costs here and buys, so that deadlines can be kept",
@@ -68,7 +69,7 @@ def run(arguments: Sequence[str]) -> int:
     if name not in COMMANDS:
         print(f"sorl: there is no command {name!r}: use {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
-    if name in ("train", "tune", "compare", "reproduce", "resume"):
+    if name in ("train", "tune", "compare", "reproduce", "finetune", "resume"):
         platform.prepare()
     try:
         with _plain_warnings(name):

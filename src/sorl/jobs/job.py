@@ -14,6 +14,7 @@ from sorl.data.images import USUAL_IMAGES, ImageSettings
 from sorl.data.minari_names import SCHEME
 from sorl.data.sources import Source, source_of
 from sorl.errors import InputError
+from sorl.runs import Run
 from sorl.types import Budget
 from sorl.units import USUAL
 
@@ -166,6 +167,31 @@ def job_of(config: Mapping[str, Any]) -> tuple[Job, AbstractAlgorithm[Any], str]
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"a setting is missing or garbled ({error})") from error
+
+
+def settings_in(run: Run) -> tuple[Job, AbstractAlgorithm[Any], str]:
+    """The same of a run on disk.
+
+    Raises:
+        InputError: the sentence names the file.
+    """
+    try:
+        return job_of(run.config)
+    except InputError as error:
+        raise InputError(
+            f"{run.path / 'config.json'} cannot be used: {error}; restore it from a copy, or start "
+            "a new run."
+        ) from error
+
+
+def check_fingerprint(run: Run, source: object, dataset: Dataset, fingerprint: str) -> None:
+    """Raise `InputError` unless data have the fingerprint that a run was started with."""
+    if dataset.fingerprint != fingerprint:
+        raise InputError(
+            f"The data of {run.path} have changed since it was started "
+            f"({source} has fingerprint {dataset.fingerprint[:12]}, the run "
+            f"{fingerprint[:12]}): restore them, or start a new run."
+        )
 
 
 def _off_policy(job: Job) -> dict[str, Any]:

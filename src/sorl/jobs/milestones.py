@@ -19,13 +19,14 @@ from sorl.deployment.card import write_card
 from sorl.deployment.storage import policy_folder, save_policy
 from sorl.evaluation import Evaluator
 from sorl.interruption import Interruption, StoppedError
+from sorl.jobs.finetuning import FINETUNING, like_of
 from sorl.jobs.job import Job, job_of
 from sorl.off_policy import evaluate_off_policy
 from sorl.recorder import Recorder
 from sorl.rollouts import select_member
 from sorl.runs import Run
-from sorl.training import Snapshot, TrainingState, initial_state, members_of
-from sorl.types import Member, Spec
+from sorl.training import Snapshot, TrainingState, members_of
+from sorl.types import Member
 from sorl.units import Units
 
 
@@ -43,8 +44,8 @@ class Milestones:
         algorithm: AbstractAlgorithm[Any],
         job: Job,
         members: Sequence[Member],
-        spec: Spec,
         split: tuple[Dataset, Dataset | None],
+        first: int,
         recorder: Recorder,
         evaluator: Evaluator | None,
         display: Display,
@@ -55,7 +56,8 @@ class Milestones:
         self._algorithm = algorithm
         self._job = job
         self._members = members
-        self._spec = spec
+        self._spec = split[0].spec
+        self._first = first
         self._units = split[0].units
         self._split = split
         self._recorder = recorder
@@ -69,9 +71,8 @@ class Milestones:
         if checkpoint.latest(self._run.checkpoints) is None:
             self._run.rewind(0)
             return None
-        like = _skeleton(self._algorithm, self._spec, self._members)
         with self._stop.unbroken():
-            state, metadata = checkpoint.restore(self._run.checkpoints, like)
+            state, metadata = checkpoint.restore(self._run.checkpoints, like_of(self._run.config))
         update = int(metadata["update"])
         self._run.rewind(update)
         self._update = update
@@ -89,8 +90,12 @@ class Milestones:
         return update, state
 
     def is_milestone(self, update: int) -> bool:
-        """Whether the state after `update` is evaluated and kept for ever."""
-        return update % self._job.evaluate_every == 0 or update == self._job.updates
+        """Whether the state after `update` is evaluated and kept for ever.
+
+        The state that fine-tuning begins with is, too.
+        """
+        since = update - self._first
+        return since % self._job.evaluate_every == 0 or update == self._job.updates
 
     def log(self, snapshot: Snapshot) -> None:
         """Write the metrics of a chunk, its speed and whom it stopped."""
@@ -130,10 +135,8 @@ class Milestones:
 
     def _release(self, update: int, state: TrainingState) -> None:
         policies = _policies(self._algorithm, state, self._units)
-        origin = {
-            name: self._run.config[name]
-            for name in ("environment", "training", "dataset", "versions", "machine", "created")
-        }
+        names = ("environment", "training", FINETUNING, "dataset", "versions", "machine", "created")
+        origin = {name: self._run.config[name] for name in names if name in self._run.config}
         for i, member in enumerate(self._members):
             save_policy(
                 policy_folder(self._run.path, member),
@@ -217,16 +220,8 @@ def restore_policies(run: Run, update: int) -> tuple[AbstractPolicy, tuple[Membe
     """
     _, algorithm, _ = job_of(run.config)
     members = members_of(run.config["tasks"], run.config["seeds"])
-    like = _skeleton(algorithm, Spec.parse(run.config["spec"]), members)
-    state, _ = checkpoint.restore(run.checkpoints, like, update)
+    state, _ = checkpoint.restore(run.checkpoints, like_of(run.config), update)
     return _policies(algorithm, state, Units.parse(run.config.get("units"))), members
-
-
-def _skeleton(
-    algorithm: AbstractAlgorithm[Any], spec: Spec, members: Sequence[Member]
-) -> TrainingState:
-    """Names and shapes of the training state."""
-    return eqx.filter_eval_shape(lambda: initial_state(algorithm, spec, members))
 
 
 def _policies(

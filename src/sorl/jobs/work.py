@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from sorl.algorithm import AbstractAlgorithm
-from sorl.console import Display
 from sorl.data.dataset import Dataset
 from sorl.data.sources import load_dataset
-from sorl.errors import InputError
-from sorl.evaluation import Evaluator
 from sorl.inference import check_budgets, policy_skeleton
-from sorl.interruption import Interruption
-from sorl.jobs.job import EXECUTION, Job, config_of, job_of
-from sorl.jobs.milestones import Milestones
-from sorl.recorder import Recorder, check_dashboards
+from sorl.jobs.finetuning import FINETUNING
+from sorl.jobs.job import EXECUTION, Job, check_fingerprint, config_of, settings_in
+from sorl.jobs.online_work import resume_finetuning
+from sorl.jobs.session import session
+from sorl.recorder import check_dashboards
 from sorl.runs import INCIDENTAL, Run, check_same_config
 from sorl.training import members_of, train
 
@@ -70,20 +64,11 @@ def resume(path: Path | str, *, quiet: bool = False) -> Run:
         InputError: no run, damaged files, or data that changed since.
     """
     run = Run.open(path)
-    try:
-        job, algorithm, fingerprint = job_of(run.config)
-    except InputError as error:
-        raise InputError(
-            f"{run.path / 'config.json'} cannot be used: {error}; restore it from a copy, or start "
-            "a new run."
-        ) from error
+    if FINETUNING in run.config:
+        return resume_finetuning(run, quiet=quiet)
+    job, algorithm, fingerprint = settings_in(run)
     dataset = _load(job)
-    if dataset.fingerprint != fingerprint:
-        raise InputError(
-            f"The data of {run.path} have changed since it was started "
-            f"({job.data or job.environment} has fingerprint {dataset.fingerprint[:12]}, the run "
-            f"{fingerprint[:12]}): restore them, or start a new run."
-        )
+    check_fingerprint(run, job.data or job.environment, dataset, fingerprint)
     _work(run, algorithm, job, dataset, quiet=quiet)
     return run
 
@@ -115,75 +100,17 @@ def _work(
     # Without an environment, episodes that nothing is learnt from are all there is to judge by.
     share = job.held_out if job.environment is None else 0.0
     split = dataset.split(share, seed=job.evaluation_seed)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(run.locked())
-        recorder = stack.enter_context(
-            Recorder(run.path, run.config, tensorboard=job.tensorboard, wandb=job.wandb)
-        )
-        evaluator = (
-            None
-            if job.environment is None
-            else stack.enter_context(Evaluator(job.environment, workers=job.workers))
-        )
-        display = stack.enter_context(Display(quiet=quiet))
-        stop = stack.enter_context(
-            Interruption(
-                display.stopping,
-                "stopped at once; what came after the last checkpoint is lost, "
-                f"`sorl resume {run.path}` makes up for it.",
-            ).handled()
-        )
-        milestones = Milestones(
-            run,
+    with session(run, algorithm, job, members, split, quiet=quiet) as work:
+        begin = work.milestones.restore()
+        done = 0 if begin is None else begin[0]
+        work.display.begin(run.path, members, job.updates, done)
+        snapshots = train(
             algorithm,
-            job,
-            members,
-            dataset.spec,
-            split,
-            recorder,
-            evaluator,
-            display,
-            stop,
+            split[0],
+            seeds=job.seeds,
+            updates=job.updates,
+            batch_size=job.batch_size,
+            chunk=job.log_every,
+            start=begin,
         )
-        begin = milestones.restore()
-        display.begin(run.path, members, job.updates, 0 if begin is None else begin[0])
-        saved = time.monotonic()
-        update = 0 if begin is None else begin[0]
-        for snapshot in (
-            ()
-            if stop.requested
-            else train(
-                algorithm,
-                split[0],
-                seeds=job.seeds,
-                updates=job.updates,
-                batch_size=job.batch_size,
-                chunk=job.log_every,
-                start=begin,
-            )
-        ):
-            update = snapshot.update
-            milestones.log(snapshot)
-            dead = not np.asarray(snapshot.state.alive).any()
-            if milestones.is_milestone(update):
-                milestones.save(update, snapshot.state, milestone=True)
-                saved = time.monotonic()
-                if not dead:
-                    milestones.evaluate(update, snapshot.state)
-            elif stop.requested or dead or time.monotonic() - saved >= job.checkpoint_seconds:
-                milestones.save(update, snapshot.state, milestone=False)
-                saved = time.monotonic()
-            if dead:
-                raise InputError(
-                    f"Every task and seed of {run.path} was stopped: see events.jsonl there, and "
-                    "start a new run with a smaller learning rate or weight of the Q loss."
-                )
-            if stop.requested:
-                break
-        if stop.requested:
-            display.say(
-                f"Stopped after update {update:,} with everything saved: continue with "
-                f"`sorl resume {run.path}`."
-            )
-        else:
-            display.finish(run)
+        work.follow(snapshots, done)
