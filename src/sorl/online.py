@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -26,11 +26,18 @@ from sorl.collection import Collector, Ended, Episodes
 from sorl.data.dataset import Dataset
 from sorl.data.replay import Replay, Rows, sample_both
 from sorl.errors import InputError
-from sorl.training import MEMBERS, Snapshot, TrainingState, lay_out, run_updates, why_stopped
+from sorl.training import (
+    MEMBERS,
+    Snapshot,
+    TrainingState,
+    lay_out,
+    run_updates,
+    settle,
+    why_stopped,
+)
 from sorl.types import Budget, Member, Transition
 
 _ACTING = np.uint32(2**32 - 1)  # no number of an update
-_ALIVE = "alive"
 
 
 class Online(NamedTuple):
@@ -121,7 +128,7 @@ def learn_online(
     Metrics are those of training, and of the episodes that ended since the last snapshot
     `online/episodes`, `online/return`, `online/success` and `online/length`, the last three NaN
     where there were none. A member whose metrics become infinite or NaN, or whose critic explodes,
-    goes back to its state before that round's updates and stays there.
+    goes back to its state at the last snapshot and stays there; the others go on.
 
     Args:
         algorithm: the learning rule.
@@ -146,7 +153,7 @@ def learn_online(
     acting_keys = jax.device_put(fold(layout.keys, _ACTING), layout.over_members)
     steps = plan.steps_at(update - first)
     count = plan.environments * plan.updates_per_step
-    alive_before = np.asarray(state.alive)
+    alive_before, before = np.asarray(state.alive), _copy(state)
     gathered: list[dict[str, Array]] = []
     while steps < plan.steps:
         learns = steps >= plan.start_steps
@@ -187,26 +194,28 @@ def learn_online(
         gathered.append(metrics)
         if (update - first) % chunk and steps < plan.steps:
             continue
-        rounds = {name: np.stack([one[name] for one in gathered]) for name in gathered[0]}
-        alive = rounds.pop(_ALIVE)
+        state = _settle(before, state)
+        alive = np.asarray(state.alive)
+        means = _means(gathered)
+        done = len(gathered) * count
         yield Snapshot(
             update=update,
             members=tuple(members),
             state=state._replace(online=Online(replay, collector.episodes)),
             metrics={
                 **{
-                    name: np.where(alive_before, values.mean(axis=0), np.float32(np.nan))
-                    for name, values in rounds.items()
+                    name: np.where(alive_before, value, np.float32(np.nan))
+                    for name, value in means.items()
                 },
                 **_of_episodes(collector.take_ended(), len(members)),
             },
             stopped={
-                member: _why_stopped(member, i, update, count, alive[:, i], rounds)
+                member: why_stopped(member, i, update, done, means)
                 for i, member in enumerate(members)
-                if alive_before[i] and not alive[-1, i]
+                if alive_before[i] and not alive[i]
             },
         )
-        alive_before, gathered = alive[-1], []
+        alive_before, before, gathered = alive, _copy(state), []
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -224,6 +233,8 @@ def _act(
     def act_in(policy: Any, key: PRNGKeyArray, observation: Array, number: Array) -> Array:
         draw_key, noise_key = jax.random.split(jax.random.fold_in(key, number))
         action = inference.act(policy, observation, budget=plan.budget, key=draw_key)
+        # Such a policy has diverged; its member is stopped at the next snapshot.
+        action = jnp.where(jnp.isfinite(action), action, 0)
         if plan.noise == 0:
             return action
         noise = plan.noise * jax.random.normal(noise_key, action.shape)
@@ -297,8 +308,8 @@ def _learn(
             )
 
         sources = (task_index, replay)
-        state, means = run_updates(algorithm, draw, state, sources, keys, start, count, limits)
-        return state, replay, {**means, _ALIVE: state.alive}
+        state, sums = run_updates(algorithm, draw, state, sources, keys, start, count, limits)
+        return state, replay, {name: value / count for name, value in sums.items()}
 
     split, same = PartitionSpec(MEMBERS), PartitionSpec()
     return jax.shard_map(
@@ -310,19 +321,18 @@ def _learn(
     )(state, replay, rows, size, dataset, task_index, keys, start, count, limits)
 
 
-def _why_stopped(
-    member: Member,
-    place: int,
-    update: int,
-    count: int,
-    alive: np.ndarray,
-    rounds: Mapping[str, np.ndarray],
-) -> str:
-    """One sentence about a member that was alive `[rounds]` no more after one of these rounds."""
-    fatal = int(np.argmin(alive))
-    ended = update - (len(alive) - 1 - fatal) * count
-    metrics = {name: values[fatal] for name, values in rounds.items()}
-    return why_stopped(member, place, ended, count, metrics)
+# A copy of its own, since the rounds that follow overwrite the state itself: keeping the old one of
+# every round would cost as much time as an update of small networks.
+_copy = jax.jit(lambda state: jax.tree.map(jnp.copy, state))
+_settle = jax.jit(settle, donate_argnums=1)
+
+
+def _means(gathered: Sequence[dict[str, Array]]) -> dict[str, np.ndarray]:
+    """Means over rounds."""
+    return {
+        name: np.mean([np.asarray(metrics[name]) for metrics in gathered], axis=0, dtype=np.float32)
+        for name in gathered[0]
+    }
 
 
 def _of_episodes(ended: Sequence[Ended], members: int) -> dict[str, np.ndarray]:

@@ -271,7 +271,8 @@ def _run_local_chunk(
     def draw(key: PRNGKeyArray, index: Int[Array, ""]) -> Transition:
         return dataset.sample(key, index, batch_size)
 
-    return run_updates(algorithm, draw, state, task_index, keys, start, count, limits)
+    final, sums = run_updates(algorithm, draw, state, task_index, keys, start, count, limits)
+    return settle(state, final), {name: value / count for name, value in sums.items()}
 
 
 def run_updates(
@@ -297,7 +298,7 @@ def run_updates(
         limits: see `Layout`.
 
     Returns:
-        The states, that of a member with a bad metric as it was before, and the metrics' means.
+        The states, in which a member with a bad metric is alive no more, and the metrics' sums.
     """
 
     def update(
@@ -329,6 +330,15 @@ def run_updates(
     _, shapes = jax.eval_shape(update, state.algorithm, start)
     zeros = {name: jnp.zeros(shape.shape, shape.dtype) for name, shape in shapes.items()}
     final, sums, healthy = jax.lax.fori_loop(0, count, body, (state.algorithm, zeros, state.alive))
+    return TrainingState(final, healthy), sums
+
+
+def settle(before: TrainingState, after: TrainingState) -> TrainingState:
+    """The state after a chunk, but that before it of every member that is alive no more.
+
+    To run inside a compiled program.
+    """
+    healthy, final = after.alive, after.algorithm
     # The chunk's last update may spoil a state after its metrics were taken; such a state would
     # be the one that the next chunk goes back to.
     for leaf in jax.tree.leaves(final):
@@ -338,8 +348,7 @@ def run_updates(
     def keep(new: Array, old: Array) -> Array:
         return jnp.where(healthy.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
 
-    final = jax.tree.map(keep, final, state.algorithm)
-    return TrainingState(final, healthy), {name: value / count for name, value in sums.items()}
+    return TrainingState(jax.tree.map(keep, final, before.algorithm), healthy)
 
 
 def _mesh(members: int) -> Mesh:
