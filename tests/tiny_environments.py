@@ -166,12 +166,41 @@ class SideAndState(Side):
         return {"camera": super()._observation(), "arm": arm, "gripper": self.steps % 2}
 
 
+BANDIT_HILL = np.array([-0.5, 0.4])
+BANDIT_OPTIMUM = np.array([0.4, -0.3])
+
+
+def bandit_reward(action: np.ndarray) -> np.ndarray:
+    """A low hill, from whose slopes nothing points to the higher one: 0.5 and 1 on their tops."""
+    low, high = (((action - top) ** 2).sum(axis=-1) for top in (BANDIT_HILL, BANDIT_OPTIMUM))
+    return np.maximum(0.5 - low, 1 - 2 * high)
+
+
+class Bandit(gymnasium.Env):
+    """One decision in one state, and the end."""
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (3,), np.float64)
+    action_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
+
+    def __init__(self, trouble: str = ""):
+        self.trouble = trouble
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
+        super().reset(seed=seed)
+        return np.eye(3)[0], {}
+
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict]:
+        reward = float(bandit_reward(action))
+        return np.eye(3)[0], reward, True, False, {"success": reward > 0.8}
+
+
 def register(name: str, kind: Any, max_episode_steps: int | None = 12, trouble: str = "") -> None:
     gymnasium.register(name, kind, max_episode_steps=max_episode_steps, kwargs={"trouble": trouble})
 
 
 register("Reach-v0", Reach)
 register("Sum-v0", Sum)
+register("Bandit-v0", Bandit, max_episode_steps=1)
 register("Moody-v0", Moody)
 register("ReachError-v0", Reach, trouble="raise")
 register("ReachDeath-v0", Reach, trouble="die")
