@@ -239,22 +239,18 @@ def test_protocols_are_the_published_ones() -> None:
         "cube-quadruple-play-v0",
         "puzzle-4x5-play-v0",
         "puzzle-4x6-play-v0",
-<<<<<<< HEAD
         "humanoidmaze-medium-navigate-v0",
         "humanoidmaze-large-navigate-v0",
         "humanoidmaze-giant-navigate-v0",
-    }
+    )
     assert {
         million[f"humanoidmaze-{size}-navigate-v0"] for size in ("medium", "large", "giant")
     } == {2.0}
-=======
-    )
     seen_as_states = {name: count for name, count in million.items() if VISUAL not in name}
     assert {name for name, count in seen_as_states.items() if count != 1.0} == set(large)
     # The manipulation sets again, of the same sizes.
     visual = {name.removeprefix(VISUAL): n for name, n in million.items() if VISUAL in name}
-    assert visual == {name: n for name, n in seen_as_states.items() if "pointmaze" not in name}
->>>>>>> 12b27ad (Images in exports, Minari sets, documents; visual sets are generated, tested to hold the episodes of the sets of states)
+    assert visual == {name: n for name, n in seen_as_states.items() if "play" in name}
     assert million["cube-triple-play-v0"] == million["puzzle-4x5-play-v0"] == 3.0
     assert million["cube-quadruple-play-v0"] == million["puzzle-4x6-play-v0"] == 5.0
 

@@ -29,7 +29,7 @@ from sorl.jobs.finetuning import (
     read_section,
     section_of,
 )
-from sorl.jobs.job import Job, check_fingerprint, config_of, settings_in
+from sorl.jobs.job import IMAGES, Job, check_fingerprint, config_of, settings_in
 from sorl.jobs.session import Session, session
 from sorl.online import Online, Plan, learn_online
 from sorl.own_names import is_own
@@ -69,6 +69,11 @@ def finetune(
     if os.path.exists(out / "config.json"):
         Run.create(out, {})  # raises the sentence that says what to do
     job, algorithm, fingerprint = settings_in(parent)
+    if IMAGES in parent.config:
+        raise InputError(
+            f"{parent.path} was trained on images, and fine-tuning keeps its own rows as numbers, "
+            "thirty-six kilobytes each and more: train on states, or offline."
+        )
     plan = finetuning.plan(algorithm.default_budget)
     skeleton = policy_skeleton(algorithm)
     check_budgets(skeleton, [plan.budget])
