@@ -56,7 +56,7 @@ class PixelReach(gymnasium.Env):
         return picture
 
 
-gymnasium.register("PixelReach-v0", PixelReach, max_episode_steps=STEPS)
+gymnasium.register("PixelReach-v0", "examples.pixel_reach:PixelReach", max_episode_steps=STEPS)
 
 
 def collect(episodes: int, seed: int) -> dict[str, np.ndarray]:

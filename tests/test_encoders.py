@@ -16,7 +16,7 @@ from sorl import encoders
 from sorl.encoders import Convolution, Encoder, image_of, max_pool
 from sorl.errors import InputError
 from sorl.nn import ActionNetwork, Critic, ValueNetwork
-from sorl.types import Image, Spec
+from sorl.types import EncoderName, Image, Spec
 
 IMAGE = Image(height=5, width=6, channels=2, frames=2)
 SPEC = Spec(observation_size=IMAGE.size + 3, action_size=2, image=IMAGE)
@@ -69,7 +69,7 @@ def slow_encoder(encoder: Encoder, flat: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", ["impala-small", "impala"])
-def test_the_encoder_is_the_slow_one(name: str) -> None:
+def test_the_encoder_is_the_slow_one(name: EncoderName) -> None:
     image = Image(5, 6, 2, 2, name)
     encoder = Encoder(image, key=jax.random.key(1))
     assert [len(stack.blocks) for stack in encoder.stacks] == [{"impala": 2}.get(name, 1)] * 3

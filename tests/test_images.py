@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from sorl.data.dataset import Dataset
 from sorl.data.images import PADDING, ImageSettings, augmented, images_of, random_crop
+from sorl.data.importing.work import import_files
 from sorl.data.mixtures import mix
 from sorl.data.sources import load_dataset
 from sorl.errors import InputError
@@ -73,7 +74,7 @@ def test_frames_are_stacked_within_episodes(lengths: list, stack: int, state: bo
         ImageSettings(frame_stack=stack, augment_probability=0.0)
     )
     rows = np.arange(sum(lengths))
-    expected = np.stack([by_hand(given_arrays, row, stack) for row in rows])
+    expected = np.stack([by_hand(given_arrays, row, stack) for row in range(len(rows))])
     np.testing.assert_array_equal(dataset.observed(jnp.asarray(rows)), expected)
     assert dataset.spec.observation_size == expected.shape[1]
     assert dataset.spec.image is not None
@@ -87,8 +88,8 @@ def test_a_batch_is_its_transitions_one_by_one() -> None:
     actions = np.asarray(dataset.actions)
     for place in range(16):
         (row,) = np.flatnonzero((actions == np.asarray(batch.action[place])).all(axis=1))
-        np.testing.assert_array_equal(batch.observation[place], by_hand(given_arrays, row, 3))
-        after = by_hand(given_arrays, row + 1, 3)
+        np.testing.assert_array_equal(batch.observation[place], by_hand(given_arrays, int(row), 3))
+        after = by_hand(given_arrays, int(row) + 1, 3)
         np.testing.assert_array_equal(batch.next_observation[place], after)
     assert dataset.images is not None
     assert dataset.images.frames.dtype == jnp.uint8
@@ -235,6 +236,26 @@ def test_bad_images_get_one_sentence(seen: Any, expected: str) -> None:
         Dataset.from_arrays(**{**arrays(), "observations": seen})
     assert str(raised.value).startswith("data: ")
     assert str(raised.value).endswith(".")
+
+
+def test_imported_images(tmp_path: Path) -> None:
+    image = frames(6)
+    np.savez(
+        tmp_path / "log.npz",
+        observations=image,
+        actions=np.linspace(-2, 2, 6)[:, None],
+        rewards=np.zeros(6),
+        terminals=[0, 0, 1, 0, 0, 1],
+    )
+    done = import_files([tmp_path / "log.npz"], tmp_path / "mine")
+    assert "images of 3x4x2" in str(done.report)
+    loaded = load_dataset(data=done.path)
+    assert loaded.images is not None
+    # The last frame of a terminated episode is repeated, since nothing came after.
+    np.testing.assert_array_equal(loaded.images.frames, image[[0, 1, 2, 2, 3, 4, 5, 5]])
+    assert loaded.units.action_high == (2.0,)
+    with pytest.raises(InputError, match="cannot be standardised"):
+        import_files([tmp_path / "log.npz"], tmp_path / "other", standardize=True)
 
 
 def test_bad_settings_and_standardising() -> None:

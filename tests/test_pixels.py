@@ -50,10 +50,10 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def batch_of(spec: Spec, rows: int = 6) -> Transition:
     random = np.random.default_rng(0)
-    assert spec.image is not None
+    pixel_count = spec.observation_size - spec.state_size
 
     def seen() -> np.ndarray:
-        pixels = random.integers(0, 256, (rows, spec.image.size))
+        pixels = random.integers(0, 256, (rows, pixel_count))
         return np.concatenate([pixels, random.normal(size=(rows, spec.state_size))], axis=1)
 
     def acted() -> np.ndarray:
@@ -73,7 +73,8 @@ def encoders_in(state: Any) -> dict[str, Encoder]:
 def test_every_algorithm_learns_its_encoders(name: str) -> None:
     """Run eagerly, since compiling every algorithm again would cost minutes."""
     small = {"discretization": 2, "backprop_steps": 1} if name == "sorl" else {}
-    algorithm = algorithms.get(name)(hidden=(4,), **small)
+    kind: Any = algorithms.get(name)
+    algorithm = kind(hidden=(4,), **small)
     # SORL's number of steps is traced, so its loop cannot be one of Python.
     with contextlib.nullcontext() if name == "sorl" else jax.disable_jit():
         before = algorithm.init(SPEC, key=jax.random.key(0))
@@ -143,7 +144,7 @@ def bandit(rows: int = 256) -> Dataset:
     """Episodes of one step: a random action towards the bright side is worth what it is."""
     random = np.random.default_rng(1)
     sides, actions = random.integers(2, size=rows), random.uniform(-1, 1, rows)
-    shown = np.stack([side_picture(side, 0) for side in np.repeat(sides, 2)])
+    shown = np.stack([side_picture(int(side), 0) for side in np.repeat(sides, 2)])
     return Dataset.from_arrays(
         shown,
         np.repeat(actions, 2)[:, None],

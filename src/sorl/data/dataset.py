@@ -23,7 +23,14 @@ from sorl.data import summary
 from sorl.data.checks import check_arrays
 from sorl.data.columns import columns_of
 from sorl.data.episodes import Logged, RewardRule, assemble
-from sorl.data.images import Images, ImageSettings, augmented, images_of, take_apart
+from sorl.data.images import (
+    NO_STANDARDISING,
+    Images,
+    ImageSettings,
+    augmented,
+    images_of,
+    take_apart,
+)
 from sorl.data.ranges import Bound, learn_units
 from sorl.data.summary import Statistics, TaskStatistics
 from sorl.errors import InputError
@@ -236,10 +243,7 @@ class Dataset(eqx.Module):
         source: str,
     ) -> Dataset:
         if standardize and logged.images is not None:
-            raise InputError(
-                f"{source}: observations with images cannot be standardised, and images need not "
-                "be: their encoder scales them. Leave out standardize."
-            )
+            raise InputError(f"{source}: {NO_STANDARDISING}")
         units = learn_units(
             logged.observations,
             logged.actions,

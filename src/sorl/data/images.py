@@ -27,6 +27,11 @@ from sorl.types import EncoderName, Image, Transition
 PADDING = 3
 """Most pixels by which an image is shifted, in either direction."""
 
+NO_STANDARDISING = (
+    "observations with images cannot be standardised, and images need not be: their encoder scales "
+    "them. Leave out standardize."
+)
+
 PARTS = ("image", "state")
 """What a mapping of observations may hold."""
 

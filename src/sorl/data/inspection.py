@@ -62,8 +62,9 @@ class Inspection:
         effective_dimensions: of the observations, (Σλ)² / Σλ² over the eigenvalues λ of their
             correlations: 1 if all entries move together, their number if none do.
         duplicate_transitions: share of the transitions whose observation and action stand in an
-            earlier one too.
+            earlier one too; 0 where there are images, which are not compared.
         suspicious: what looks wrong, a sentence each.
+        images: height, width and channels of the images; empty where there are none.
     """
 
     rows: int
@@ -86,10 +87,12 @@ class Inspection:
     effective_dimensions: float
     duplicate_transitions: float
     suspicious: tuple[str, ...]
+    images: tuple[int, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """What JSON can hold."""
-        return dataclasses.asdict(self)
+        described = dataclasses.asdict(self)
+        return described if self.images else {k: v for k, v in described.items() if k != "images"}
 
     def __str__(self) -> str:
         lines = [
@@ -108,6 +111,8 @@ class Inspection:
                 f"action {place}: {_told(found)}  |{_bars(counts)}|  "
                 f"{self.saturation[place]:.1%} at a bound"
             )
+        if self.images:
+            lines.append(f"images of {'x'.join(map(str, self.images))}, beside these entries")
         if self.duplicate_transitions:
             lines.append(f"duplicates: {self.duplicate_transitions:.1%} of the transitions")
         lines += [f"look at this: {sentence}" for sentence in self.suspicious]
@@ -156,8 +161,11 @@ def inspect(logged: Logged, units: Units, *, unused: Sequence[str] = ()) -> Insp
         observations=tuple(Range.of(column) for column in observations.T),
         occupied=tuple(_occupied(column) for column in observations.T),
         effective_dimensions=_effective_dimensions(observations),
-        duplicate_transitions=_duplicates(observations[valid], actions),
+        duplicate_transitions=(
+            _duplicates(observations[valid], actions) if logged.images is None else 0.0
+        ),
         suspicious=(),
+        images=() if logged.images is None else logged.images.shape[1:],
     )
     sentences = tuple(_suspicious(found, actions, units, unused))
     return dataclasses.replace(found, suspicious=sentences)

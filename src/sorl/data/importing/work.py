@@ -14,6 +14,7 @@ from sorl import files
 from sorl.data.archive import ArchiveReader
 from sorl.data.columns import Columns, columns_of, matrix
 from sorl.data.episodes import RewardRule, assemble
+from sorl.data.images import NO_STANDARDISING
 from sorl.data.importing.keys import Mapped, assign, parse_keys
 from sorl.data.importing.log import Log
 from sorl.data.importing.writing import write_dataset
@@ -106,6 +107,8 @@ def import_files(
         on_progress(len(logs), len(logs))
 
     logged = assemble(stretches(), rewards=rewards, source=source)
+    if logged.images is not None and (standardize or (units is not None and units.standardises)):
+        raise InputError(f"{source}: {NO_STANDARDISING}")
     if units is None:
         units = learn_units(
             logged.observations,
