@@ -64,6 +64,7 @@ def main(
             "environment": origin.environment,
             "steps": origin.steps,
             "seed": origin.seed,
+            "seconds": training_seconds(expert.parent),
             **summarise_directions(directions),
         },
         "walk": count_goals(data, protocol, actor, seed, episodes),
@@ -172,11 +173,20 @@ def count_goals(
     }
 
 
+def training_seconds(folder: Path) -> float | None:
+    """Wall-clock time of the expert's training, where its table says so."""
+    rows = tables.read_rows(folder / "returns.csv")
+    return float(rows[-1]["seconds"]) if rows else None
+
+
 def cover_cells(data: Path, protocol: NavigateProtocol) -> dict[str, float]:
-    """How many of the maze's free cells the data visit, and how evenly."""
+    """How many of the maze's free cells the data visit, how evenly, and how often lying down."""
     maze: Any = make_environment(protocol).unwrapped
     with np.load(data, allow_pickle=False) as file:
-        positions = file["qpos"][:, :2]
+        qpos = file["qpos"]
+    positions = qpos[:, :2]
+    # The vertical part of the torso's own vertical, from its quaternion (w, x, y, z).
+    upright = 1 - 2 * (qpos[:, 4] ** 2 + qpos[:, 5] ** 2)
     visits = np.zeros(maze.maze_map.shape, int)
     for position in positions:
         visits[maze.xy_to_ij(position)] += 1
@@ -186,6 +196,7 @@ def cover_cells(data: Path, protocol: NavigateProtocol) -> dict[str, float]:
         "visited_cells": int(np.count_nonzero(free)),
         "least_visited_share": float(free.min() / len(positions)),
         "most_visited_share": float(free.max() / len(positions)),
+        "share_upside_down": float(np.mean(upright < 0)),
     }
 
 
@@ -208,6 +219,8 @@ def page(summary: dict[str, Any]) -> str:
     tasks = ", ".join(f"{one['rows']:,} ({one['episodes']})" for one in summary["tasks"])
     lengths = ", ".join(f"{n} of {rows}" for rows, n in summary["episode_lengths"].items())
     versions = summary["versions"]
+    seconds = expert["seconds"]
+    took = "not known here" if seconds is None else f"{seconds / 60:.0f} minutes of wall-clock time"
     used = ", ".join(f"{name} {versions[name]}" for name in ("ogbench", "mujoco", "jax", "numpy"))
     return f"""# {summary["data"]}, collected by an expert trained here
 
@@ -219,11 +232,13 @@ commanded directions (lowest {expert["return_lowest"]:.1f}), \
 {expert["metres_a_step_along"]:.3f} m a step |
 | moves against commands | mean cosine {expert["cosine_mean"]:.2f}, above 0.9 in \
 {expert["share_of_stretches_with_cosine_above_0.9"]:.0%} of the stretches |
+| its training | {took} |
 | data | {summary["rows"]:,} rows, seed {summary["seed"]}; episodes of rows: {lengths} |
 | action entries at -1 or 1 | {summary["saturation"]:.1%} |
 | success rows of tasks 1 to 5 (episodes that hold one) | {tasks} |
 | free cells visited | {cover["visited_cells"]} of {cover["free_cells"]}; shares of rows \
 {cover["least_visited_share"]:.1%} to {cover["most_visited_share"]:.1%} |
+| rows with the body upside down | {cover["share_upside_down"]:.1%} |
 | steps a goal, first {walk["episodes"]} episodes | {walk["steps_a_goal"]:.0f} ({walk["goals"]} \
 goals; fewest in one episode {walk["goals_an_episode_fewest"]}) |
 

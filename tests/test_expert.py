@@ -1,6 +1,7 @@
 """Experts that walk: resumed to the bit, kept as files, run in NumPy, and the data they collect."""
 
 import json
+import math
 import os
 import random
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,12 +24,14 @@ import sorl
 from numpy_networks import mlp
 from sorl import leaves, tables
 from sorl.data.generate import PROTOCOLS, describe, generate, roll
+from sorl.data.generate.expert import training
 from sorl.data.generate.expert.actor import Actor, Origin, read_expert, write_actor
+from sorl.data.generate.expert.environment import make_expert_environment
 from sorl.data.generate.expert.replay import Replay
 from sorl.data.generate.expert.sac import SAC, SquashedGaussian
 from sorl.data.generate.expert.training import train_expert
 from sorl.data.generate.parts import hold
-from sorl.data.generate.protocols import EXPERTS, SoccerProtocol
+from sorl.data.generate.protocols import EXPERTS, ExpertProtocol, SoccerProtocol
 from sorl.data.generate.soccer import expert_observation
 from sorl.errors import InputError
 from sorl.types import Spec
@@ -151,6 +155,21 @@ def test_an_interrupt_stops_at_the_end_of_an_episode(tmp_path: Path) -> None:
             on_stopping=lambda: heard.append("stopping"),
         )
     assert heard == ["stopping"]
+
+
+def test_a_training_that_diverges_is_not_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make_worthless(protocol: ExpertProtocol) -> gymnasium.Env:
+        environment = make_expert_environment(protocol)
+        return gymnasium.wrappers.TransformReward(environment, lambda reward: math.nan)
+
+    monkeypatch.setattr(training, "make_expert_environment", make_worthless)
+    recipe = replace(TINY, warm_up=9_000)
+    with pytest.raises(InputError, match="diverged before step 1,000"):
+        train_expert(tmp_path, EXPERTS["ant"], steps=1_100, seed=0, recipe=recipe, save_every=500)
+    (folder,) = tmp_path.iterdir()
+    assert not (folder / "actor.safetensors").exists()
 
 
 def test_two_trainings_do_not_share_a_folder(trained: Path, tmp_path: Path) -> None:

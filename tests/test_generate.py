@@ -496,6 +496,17 @@ def test_the_bar_shows_on_a_terminal_alone() -> None:
         assert terminal or file.getvalue() == ""
 
 
+def test_the_bar_tells_that_a_training_will_stop() -> None:
+    file = io.StringIO()
+    with show_progress(Console(file=file, force_terminal=True, width=100)) as on_progress:
+        on_progress(Progress("training", 150, 150, 400))
+        assert "training the expert, steps" in file.getvalue()
+        assert "150/400" in file.getvalue()
+        on_progress(Progress("stopping", 0, 0, 0))
+    assert "stopping after this episode" in file.getvalue()
+    assert file.getvalue().rstrip().endswith("?25h")
+
+
 def test_description_agrees_with_distances_in_the_maze(maze: Path) -> None:
     data = load(maze / f"{MAZE}.npz")
     found = describe(maze / f"{MAZE}.npz")

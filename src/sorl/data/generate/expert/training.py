@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from sorl.data.generate.expert.replay import Replay
 from sorl.data.generate.expert.sac import SAC, SACState, act
 from sorl.data.generate.parts import hold
 from sorl.data.generate.protocols import ExpertProtocol
+from sorl.errors import InputError
 from sorl.interruption import Interruption
 from sorl.types import Spec
 
@@ -71,7 +73,8 @@ def train_expert(
         The policy's file.
 
     Raises:
-        InputError: another process trains it; the folder is damaged or cannot be written.
+        InputError: another process trains it; the folder is damaged or cannot be written; the
+            training diverged.
         KeyboardInterrupt: after Ctrl-C, with a sentence that says what is kept.
     """
     if recipe is None:
@@ -102,7 +105,8 @@ def _train(
 ) -> None:
     environment = make_expert_environment(protocol)
     spec = Spec(_size(environment.observation_space), _size(environment.action_space))
-    key = jax.random.key(seed)
+    # JAX's seeds are bounded, and ours are not.
+    key = jax.random.key(seed % 2**32)
     state = recipe.init(spec, key=jax.random.fold_in(key, 0))
     replay = Replay(spec, min(recipe.replay, steps))
     state, position = folder.load(state, replay)
@@ -142,6 +146,11 @@ def _train(
             if finished or stop.requested or replay.added - saved >= save_every:
                 row = _row(position, episodes, metrics)
                 tables.append_rows(folder.returns, [row])
+                if not all(map(math.isfinite, row.values())):
+                    raise InputError(
+                        f"The expert's training diverged before step {replay.added:,}, see "
+                        f"{folder.returns}: try another seed."
+                    )
                 episodes, saved = _Episodes(), replay.added
                 if finished:
                     folder.save_actor(state, steps)
