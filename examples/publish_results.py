@@ -9,6 +9,8 @@ each of its runs, in a folder of its own, `compare.csv`, and one figure of all. 
 from these files, so it can be drawn again from the repository alone:
 
     python examples/publish_results.py results/NAME results/NAME
+
+With `--metrics` behind it, a run's `metrics.csv` and `timing.csv` are kept too: for short runs.
 """
 
 from __future__ import annotations
@@ -36,6 +38,9 @@ def main() -> None:
     source, target = Path(sys.argv[1]), Path(sys.argv[2])
     if (source / "config.json").exists():
         publish_run(source, target)
+        if "--metrics" in sys.argv[3:]:
+            copy(source / "metrics.csv", target / "metrics.csv")
+            copy(source / "timing.csv", target / "timing.csv")
         (results,) = read([target])
         figure = draw_budgets(results) if len(results.evaluations.updates) > 1 else None
     else:
