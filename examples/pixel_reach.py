@@ -6,12 +6,13 @@ Makes the data, as a file that `sorl train` reads, and registers the environment
     sorl train sorl --env gym:examples.pixel_reach:PixelReach-v0 --data data/pixel-reach.npz \\
         --frame-stack 1 --augment-probability 0 --out runs/pixel-reach
 
-The data are those of a mediocre hand: half of the time it goes to the goal, half of the time where
-chance leads it. Everything follows from the seed.
+The data are those of a mediocre hand, which is scored too, beside chance and the straight way.
+Everything follows from the seed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,31 @@ class PixelReach(gymnasium.Env):
         return picture
 
 
+Actor = Callable[[PixelReach], np.ndarray]
+"""What acts, knowing the places themselves."""
+
 gymnasium.register("PixelReach-v0", "examples.pixel_reach:PixelReach", max_episode_steps=STEPS)
+
+
+class Hand:
+    """Half of the time it goes to the goal, half of the time where chance leads it."""
+
+    def __init__(self, random: np.random.Generator) -> None:
+        self.random = random
+        self.drift = random.uniform(-1, 1, 2)
+
+    def __call__(self, environment: PixelReach) -> np.ndarray:
+        """An action."""
+        if self.random.random() < 0.2:
+            self.drift = self.random.uniform(-1, 1, 2)
+        aim = straight(environment)
+        chosen = aim if self.random.random() < 0.5 else self.drift
+        return np.clip(chosen + self.random.normal(0, 0.2, 2), -1, 1)
+
+
+def straight(environment: PixelReach) -> np.ndarray:
+    """The best action: straight to the goal."""
+    return np.clip((environment.goal - environment.place) / STEP, -1, 1)
 
 
 def collect(episodes: int, seed: int) -> dict[str, np.ndarray]:
@@ -68,13 +93,9 @@ def collect(episodes: int, seed: int) -> dict[str, np.ndarray]:
     }
     for episode in range(episodes):
         observation, _ = environment.reset(seed=seed + episode)
-        drift = random.uniform(-1, 1, 2)
+        hand = Hand(random)
         for step in range(STEPS + 1):
-            if random.random() < 0.2:
-                drift = random.uniform(-1, 1, 2)
-            aim = np.clip((environment.goal - environment.place) / STEP, -1, 1)
-            chosen = aim if random.random() < 0.5 else drift
-            action = np.clip(chosen + random.normal(0, 0.2, 2), -1, 1)
+            action = hand(environment)
             following, reward, success, _, _ = environment.step(action)
             values = (observation, action, reward, not success, step == STEPS)
             for name, value in zip(rows, values, strict=True):
@@ -84,6 +105,22 @@ def collect(episodes: int, seed: int) -> dict[str, np.ndarray]:
         name: np.asarray(values, None if name == "observations" else np.float32)
         for name, values in rows.items()
     }
+
+
+def score(make: Callable[[np.random.Generator], Actor], episodes: int = 500) -> str:
+    """Success and mean return of an actor, over episodes that are not in the data."""
+    environment, random = PixelReach(), np.random.default_rng(1)
+    successes, returns = 0, 0.0
+    for episode in range(episodes):
+        environment.reset(seed=1_000_000 + episode)
+        act = make(random)
+        for _ in range(STEPS):
+            _, reward, done, _, info = environment.step(act(environment))
+            returns += reward
+            successes += info["success"]
+            if done:
+                break
+    return f"success {successes / episodes:.0%}, mean return {returns / episodes:.1f}"
 
 
 def main(out: Path = Path("data/pixel-reach.npz"), episodes: int = 400, seed: int = 0) -> None:
@@ -99,6 +136,9 @@ def main(out: Path = Path("data/pixel-reach.npz"), episodes: int = 400, seed: in
     np.savez_compressed(out, allow_pickle=False, **arrays)
     solved = int((arrays["masks"] == 0).sum())
     print(f"wrote {out}: {len(arrays['actions']):,} rows, {solved:,} of them at the goal")
+    print(f"the hand of the data: {score(Hand)}")
+    print(f"chance: {score(lambda random: lambda _: random.uniform(-1, 1, 2))}")
+    print(f"straight to the goal: {score(lambda _: straight)}")
 
 
 if __name__ == "__main__":
