@@ -59,6 +59,9 @@ def publish_run(source: Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     config = dict(Run.open(source).config)
     config["dataset"] = {**config["dataset"], "path": None}
+    if "finetuning" in config:
+        parent = {**config["finetuning"]["parent"], "path": None}
+        config["finetuning"] = {**config["finetuning"], "parent": parent}
     files.write_json(target / "config.json", config)
     copy(source / "evaluations.csv", target / "evaluations.csv")
 

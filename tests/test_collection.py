@@ -33,6 +33,7 @@ def actions_of(rng: np.random.Generator, members: int, environments: int, size: 
     return rng.uniform(-1, 1, (members, environments, size)).astype(np.float32)
 
 
+@pytest.mark.filterwarnings("ignore:.*precision lowered")  # at every reset of the cube
 @pytest.mark.parametrize(
     "environment",
     ["pointmaze-medium-navigate-singletask-task1-v0", "cube-single-play-singletask-task2-v0"],
@@ -99,7 +100,7 @@ def test_rows_are_what_an_environment_alone_would_give(rng: np.random.Generator)
                 slot.reset(start_seed(MEMBERS[member], number, episode), record)
                 for actions, rows in made:
                     at = (member, number)
-                    seen = np.float32(record["observation"])
+                    seen = np.asarray(record["observation"], np.float32)
                     np.testing.assert_array_equal(rows.observation[at], seen)
                     solved = np.linalg.norm(record["observation"][:2]) < 0.3
                     record["action"] = actions[at]
@@ -107,7 +108,7 @@ def test_rows_are_what_an_environment_alone_would_give(rng: np.random.Generator)
                     np.testing.assert_array_equal(rows.action[at], actions[at])
                     assert rows.reward[at] == (0 if solved else -1)
                     assert rows.mask[at] == (not solved)
-                    last = np.float32(record["observation"])
+                    last = np.asarray(record["observation"], np.float32)
                     np.testing.assert_array_equal(rows.next_observation[at], last)
                     assert rows.end[at] == (solved or record["length"] == 12)
                     if record["done"]:
@@ -151,7 +152,7 @@ def test_rows_are_in_the_units_of_the_data(rng: np.random.Generator) -> None:
     episode, length = 0, 0
     observation, _ = environment.reset(seed=start_seed(Member(0, 0), 0, episode))
     for row in rows:
-        action = units.to_user_arrays(np.float32(row.action[0, 0]))
+        action = units.to_user_arrays(np.asarray(row.action[0, 0], np.float32))
         after, reward, terminated, truncated, _ = environment.step(action)
         assert not terminated
         logged["observations"].append(observation)
@@ -167,10 +168,10 @@ def test_rows_are_in_the_units_of_the_data(rng: np.random.Generator) -> None:
     assert (episode, length) == (2, 4) == (int(sent.number[0, 0]), int(sent.length[0, 0]))
     assert np.ptp(sent.actions) > 2.0  # they reach out of [-1, 1]
     dataset = Dataset.from_arrays(
-        units.network_observations(np.float32(logged["observations"])),
-        units.network_actions(np.float32(logged["actions"])),
+        units.network_observations(np.asarray(logged["observations"], np.float32)),
+        units.network_actions(np.asarray(logged["actions"], np.float32)),
         np.append(np.zeros(19), 1),
-        np.float32(rewards)[None],
+        np.asarray(rewards, np.float32)[None],
         np.ones((1, 20)),
         (0,),
         units=units,
@@ -180,7 +181,7 @@ def test_rows_are_in_the_units_of_the_data(rng: np.random.Generator) -> None:
         (dataset.actions, [row.action[0, 0] for row in rows]),
         (dataset.rewards[0], [row.reward[0, 0] for row in rows]),
         (
-            units.network_observations(np.float32(logged["next_observations"])),
+            units.network_observations(np.asarray(logged["next_observations"], np.float32)),
             [row.next_observation[0, 0] for row in rows],
         ),
     ):

@@ -26,6 +26,9 @@ from finished_run import evaluations_without_clock, tree
 from local_environments import LocalEnvironments
 from sorl import algorithms, checkpoint, cli, jobs
 from sorl.algorithm import AbstractAlgorithm
+from sorl.algorithms.bc import BC
+from sorl.algorithms.rebrac import ReBRAC
+from sorl.algorithms.sorl import SORL
 from sorl.collection import Collector, Ended, Episodes
 from sorl.data.replay import Rows
 from sorl.data.sources import load_dataset
@@ -44,6 +47,7 @@ from sorl.types import Budget
 
 pytest_plugins = ("run_fixtures",)
 
+TINY_SORL = SORL(hidden=(8,), discretization=2, backprop_steps=1)
 REACH = "gym:tiny_environments:Reach-v0"
 FIRST = 4
 LAST = FIRST + 24
@@ -506,7 +510,7 @@ class Scripted(Collector):
         off = np.zeros(self.shape, bool)
         reward = 1000.0 * (1 + np.arange(members))[:, None] + place
         seen = self.observations
-        return Rows(seen, actions, np.float32(reward), ~off, seen, off)
+        return Rows(seen, actions, np.asarray(reward, np.float32), ~off, seen, off)
 
     def take_ended(self) -> list[Ended]:
         return []
@@ -520,7 +524,7 @@ class Witness(AbstractAlgorithm[Any]):
     default_budget: ClassVar = Budget(1, 1)
 
     def init(self, spec, *, key):
-        return algorithms.get("bc")(hidden=(4,)).init(spec, key=key)
+        return BC(hidden=(4,)).init(spec, key=key)
 
     def update(self, state, batch, update_index, *, key):
         own = batch.reward > 0
@@ -532,7 +536,7 @@ class Witness(AbstractAlgorithm[Any]):
         }
 
     def policy(self, state):
-        return algorithms.get("bc")(hidden=(4,)).policy(state)
+        return BC(hidden=(4,)).policy(state)
 
 
 def witnessed(plan: Plan, chunk: int, batch_size: int = 512) -> tuple[list[Snapshot], Scripted]:
@@ -579,7 +583,7 @@ def test_members_see_their_own_rows_and_all_of_them_so_far() -> None:
         np.testing.assert_array_equal(snapshot.metrics["least"], own)
         np.testing.assert_allclose(snapshot.metrics["index"], 50 + 6 * number + 2.5)
     rewards = np.asarray(snapshots[-1].state.online.replay.rewards)
-    np.testing.assert_array_equal(rewards, own[:, None] + np.arange(24))
+    np.testing.assert_array_equal(rewards, 1000.0 * (1 + np.arange(3))[:, None] + np.arange(24))
     # No two of a round's actions are the same draw, nor those of two rounds.
     acted = np.stack(collector.acted).reshape(-1, 2)
     assert len(np.unique(acted, axis=0)) == len(acted) == 12 * 3 * 2
@@ -596,9 +600,7 @@ def test_a_better_action_than_any_logged_one_is_found() -> None:
     actions = np.clip(hill + 0.1 * rng.normal(size=(2 * probes.EPISODES, 2)), -1, 1)
     dataset = probes.bandit(actions, tiny_environments.bandit_reward(actions))
     assert dataset.rewards.max() <= 0.5
-    algorithm = algorithms.get("rebrac")(
-        hidden=(32, 32), learning_rate=3e-3, actor_penalty=0.03, target_rate=0.05
-    )
+    algorithm = ReBRAC(hidden=(32, 32), learning_rate=3e-3, actor_penalty=0.03, target_rate=0.05)
     budget, chunk, members = Budget(1, 1), 400, members_of((0,), (0, 1))
     settings = {"batch_size": 64, "chunk": chunk}
     offline = train(algorithm, dataset, seeds=(0, 1), updates=3 * chunk, **settings)  # pyright: ignore[reportArgumentType]
@@ -633,12 +635,10 @@ def test_a_better_action_than_any_logged_one_is_found() -> None:
 
 
 @pytest.mark.usefixtures("scripted")
-@pytest.mark.parametrize("name", ["bc", "sorl"])
+@pytest.mark.parametrize("algorithm", [BC(hidden=(8,)), TINY_SORL], ids=["bc", "sorl"])
 def test_algorithms_with_a_critic_or_none_learn_online(
-    name: str, data: Path, tmp_path: Path
+    algorithm: AbstractAlgorithm[Any], data: Path, tmp_path: Path
 ) -> None:
-    small = {"sorl": {"discretization": 2, "backprop_steps": 1}}.get(name, {})
-    algorithm = algorithms.get(name)(hidden=(8,), **small)
     parent = untrained(tmp_path / "parent", algorithm, data, seeds=(0,))
     wanted = settings(steps=2, start_steps=0, offline_share=0.5)
     run = jobs.finetune(parent, tmp_path / "run", wanted, quiet=True)
