@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -461,6 +462,12 @@ def test_parents_that_cannot_be_learnt_on_from(
     assert not (tmp_path / "out").exists()
     run = jobs.finetune(alone, tmp_path / "out", settings(environment=REACH), quiet=True)
     assert {row["update"] for row in run.evaluations()} == {FIRST, FIRST + 12, LAST}
+    maze = "pointmaze-medium-navigate-singletask"
+    config = {**Run.open(parent).config, "environment": f"{maze}-v0", "tasks": [3]}
+    other = Path(shutil.copytree(parent, tmp_path / "other"))
+    (other / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"trained on task\(s\) 3, not on task 2 of"):
+        jobs.finetune(other, tmp_path / "none", settings(environment=f"{maze}-task2-v0"))
     # A run of fine-tuning can be fine-tuned again.
     again = jobs.finetune(run.path, tmp_path / "again", settings(), quiet=True)
     assert {row["update"] for row in again.evaluations()} == {LAST, LAST + 12, LAST + 24}

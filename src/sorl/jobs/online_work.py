@@ -81,7 +81,7 @@ def finetune(
     own = finetuning.job(job, first, plan, servable_budgets(algorithm))
     check_budgets(skeleton, own.budgets)
     check_dashboards(tensorboard=own.tensorboard, wandb=own.wandb)
-    environment = _environment(own, parent)
+    environment = _environment(own, job, parent)
     state, metadata = checkpoint.restore(parent.checkpoints, like_of(parent.config))
     origin = Origin(
         path=absolute(parent.path),
@@ -222,18 +222,19 @@ def _state_of_parent(origin: Origin) -> TrainingState:
     return checkpoint.restore(parent.checkpoints, like_of(parent.config), origin.update)[0]
 
 
-def _environment(job: Job, parent: Run) -> str:
-    """The environment to act in, checked against the tasks of the parent."""
+def _environment(job: Job, before: Job, parent: Run) -> str:
+    """The environment to act in; another one than the parent's must be of one of its tasks."""
     if job.environment is None:
         raise InputError(
             f"{parent.path} was trained without an environment: name the one to act in with --env."
         )
-    if is_own(job.environment) or job.tasks is None or job.tasks == (0,):
+    if job.environment == before.environment or is_own(job.environment) or job.tasks == (0,):
         return job.environment
     name = EnvironmentName.parse(job.environment)
-    if name.task not in job.tasks:
+    tasks = job.tasks or ()
+    if name.task not in tasks:
         raise InputError(
-            f"{parent.path} was trained on task(s) {', '.join(map(str, job.tasks))}, not on task "
+            f"{parent.path} was trained on task(s) {', '.join(map(str, tasks))}, not on task "
             f"{name.task} of {job.environment}: name its own environment with --env."
         )
     return job.environment
