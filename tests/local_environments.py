@@ -23,7 +23,7 @@ class LocalEnvironments:
         self._tickets: list[int] = []
 
     def _new(self, environment_id: str) -> _Slot:
-        return _Slot(environment_id, {})
+        return _Slot(environment_id, {}, frames=1)
 
     def send(
         self,

@@ -42,7 +42,7 @@ def test_rewards_and_masks_are_those_that_the_labels_of_data_give(
     environment: str, tmp_path: Path, rng: np.random.Generator
 ) -> None:
     """Rows stepped in the environment, success among them, labelled as if they had been logged."""
-    slot = _Slot(environment, {})
+    slot = _Slot(environment, {}, frames=1)
     record = np.zeros(1, slot_type(slot.sizes))[0]
     simulator: Any = slot.environment.unwrapped
     maze = "maze" in environment
@@ -95,7 +95,7 @@ def test_rows_are_what_an_environment_alone_would_give(rng: np.random.Generator)
     try:
         for member in range(2):
             for number in range(2):
-                slot, episode = _Slot(name, {}), 0
+                slot, episode = _Slot(name, {}, frames=1), 0
                 record = np.zeros(1, slot_type(slot.sizes))[0]
                 slot.reset(start_seed(MEMBERS[member], number, episode), record)
                 for actions, rows in made:

@@ -221,7 +221,7 @@ class ExactNoise(ActionNetwork):
     """E[ε | x_t = x] in closed form where the actions are `MODES`; the weights play no part."""
 
     def __init__(self):
-        super().__init__(3, 2, (1,), scalars=1, key=jax.random.key(0))
+        super().__init__(Spec(3, 2), (1,), scalars=1, key=jax.random.key(0))
 
     def __call__(self, observation, x, *scalars):
         time = scalars[0]

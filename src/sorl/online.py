@@ -330,7 +330,7 @@ _settle = jax.jit(settle, donate_argnums=1)
 def _means(gathered: Sequence[dict[str, Array]]) -> dict[str, np.ndarray]:
     """Means over rounds."""
     return {
-        name: np.mean([np.asarray(metrics[name]) for metrics in gathered], axis=0, dtype=np.float32)
+        name: np.stack([np.asarray(metrics[name]) for metrics in gathered]).mean(axis=0)
         for name in gathered[0]
     }
 

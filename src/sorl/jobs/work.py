@@ -9,6 +9,7 @@ from typing import Any
 from sorl.algorithm import AbstractAlgorithm
 from sorl.data.dataset import Dataset
 from sorl.data.sources import load_dataset
+from sorl.errors import InputError
 from sorl.inference import check_budgets, policy_skeleton
 from sorl.jobs.finetuning import FINETUNING
 from sorl.jobs.job import EXECUTION, Job, check_fingerprint, config_of, settings_in

@@ -112,7 +112,7 @@ _PLAY: dict[str, PlayProtocol] = {
     "puzzle-4x6-play-v0": PlayProtocol("puzzle-4x6-v0", 5000, always_closed_gripper=True),
 }
 
-_NAVIGATE: dict[str, NavigateProtocol] = {
+_NAVIGATE: dict[str, NavigateProtocol | SoccerProtocol] = {
     "pointmaze-medium-navigate-v0": NavigateProtocol("pointmaze-medium-v0", 1000),
     "pointmaze-large-navigate-v0": NavigateProtocol("pointmaze-large-v0", 1000),
     "pointmaze-giant-navigate-v0": NavigateProtocol("pointmaze-giant-v0", 500, rows=2001),

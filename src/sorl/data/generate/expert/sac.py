@@ -153,8 +153,7 @@ class SAC:
         """Fresh networks; the target starts as a copy."""
         actor_key, critic_key = jax.random.split(key)
         actor = SquashedGaussian(spec, self.hidden, key=actor_key)
-        sizes = (spec.observation_size, spec.action_size, 0, self.hidden)
-        critic = Critic(*sizes, heads=self.heads, key=critic_key)
+        critic = Critic(spec, 0, self.hidden, heads=self.heads, key=critic_key)
         temperature = Temperature(jnp.log(jnp.float32(self.initial_temperature)))
         optimizer = self._optimizer()
         return SACState(
