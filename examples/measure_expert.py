@@ -119,12 +119,14 @@ def summarise_directions(rows: list[dict[str, float]]) -> dict[str, float]:
     returns: dict[float, float] = {}
     for row in rows:
         returns[row["episode"]] = returns.get(row["episode"], 0.0) + row["return"]
-    steps = max(row["step"] for row in rows)
+    # The last row of an episode holds its length.
+    steps = sum({row["episode"]: row["step"] for row in rows}.values())
     return {
         "episodes": len(returns),
         "return_mean": float(np.mean(list(returns.values()))),
         "return_lowest": min(returns.values()),
-        "metres_a_step_along": float(np.mean(list(returns.values()))) / steps,
+        "metres_a_step_along": sum(returns.values()) / steps,
+        "falls": sum({row["episode"]: row["step"] < 1000 for row in rows}.values()),
         "cosine_mean": float(np.mean([row["cosine"] for row in rows])),
         "share_of_stretches_with_cosine_above_0.9": float(
             np.mean([row["cosine"] > 0.9 for row in rows])
@@ -229,7 +231,7 @@ def page(summary: dict[str, Any]) -> str:
 | expert | SAC in {expert["environment"]}, {expert["steps"]:,} steps, seed {expert["seed"]} |
 | its return, mean action, {expert["episodes"]} episodes | {expert["return_mean"]:.1f} m in \
 commanded directions (lowest {expert["return_lowest"]:.1f}), \
-{expert["metres_a_step_along"]:.3f} m a step |
+{expert["metres_a_step_along"]:.3f} m a step; {expert["falls"]} of them ended early by a fall |
 | moves against commands | mean cosine {expert["cosine_mean"]:.2f}, above 0.9 in \
 {expert["share_of_stretches_with_cosine_above_0.9"]:.0%} of the stretches |
 | its training | {took} |
@@ -243,8 +245,12 @@ commanded directions (lowest {expert["return_lowest"]:.1f}), \
 goals; fewest in one episode {walk["goals_an_episode_fewest"]}) |
 
 {summary["machine"]["processor"]}, {summary["created"][:10]}; {used}. Made by
-`python examples/measure_expert.py {summary["data"]} actor.safetensors results/antmaze-expert \
---seed {summary["seed"]}`. `returns.csv` holds the training: returns of episodes with noise,
+
+    sorl generate {summary["data"].removesuffix(".npz")} --seed {summary["seed"]}
+    python examples/measure_expert.py {summary["data"]} actor.safetensors results/antmaze-expert \
+        --seed {summary["seed"]} --episodes {expert["episodes"]}
+
+`returns.csv` holds the training: returns of episodes with noise,
 `directions.csv` every stretch in which one direction was commanded.
 """
 

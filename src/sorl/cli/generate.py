@@ -25,9 +25,9 @@ def _generate(
     """Write NAME.npz and NAME-val.npz in OGBench's format, from the experts inside ogbench.
 
     The same seed gives the same bytes whatever the number of workers. After a kill or Ctrl-C the
-    same command goes on where it stopped. Ant and humanoid mazes need an expert that walks, which
-    ogbench does not ship: it is trained first, for hours (ant) or weeks (humanoid), and kept in
-    OUT/experts for the next command.
+    same command goes on where it stopped. Ant and humanoid mazes and soccer need an expert that
+    ogbench does not ship: it is trained first, which takes an hour or more (ant), days (soccer) or
+    weeks (humanoid), and kept in OUT/experts for the next command.
 
     Args:
         name: data set, for example cube-single-play-v0.
