@@ -247,8 +247,8 @@ goals; fewest in one episode {walk["goals_an_episode_fewest"]}) |
 {summary["machine"]["processor"]}, {summary["created"][:10]}; {used}. Made by
 
     sorl generate {summary["data"].removesuffix(".npz")} --seed {summary["seed"]}
-    python examples/measure_expert.py {summary["data"]} actor.safetensors results/antmaze-expert \
-        --seed {summary["seed"]} --episodes {expert["episodes"]}
+    python examples/measure_expert.py {summary["data"]} actor.safetensors TARGET \
+--seed {summary["seed"]} --episodes {expert["episodes"]}
 
 `returns.csv` holds the training: returns of episodes with noise,
 `directions.csv` every stretch in which one direction was commanded.
