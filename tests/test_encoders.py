@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sorl import encoders
 from sorl.encoders import Convolution, Encoder, image_of, max_pool
 from sorl.errors import InputError
-from sorl.nn import ActionNetwork, Critic, ValueNetwork
+from sorl.nn import ActionNetwork, ValueNetwork
 from sorl.types import EncoderName, Image, Spec
 
 IMAGE = Image(height=5, width=6, channels=2, frames=2)
@@ -79,7 +79,7 @@ def test_the_encoder_is_the_slow_one(name: EncoderName) -> None:
     np.testing.assert_allclose(features, slow_encoder(encoder, observation(0)), atol=2e-4)
 
 
-@settings(max_examples=20)
+@settings(max_examples=8, deadline=None)
 @given(height=st.integers(1, 6), width=st.integers(1, 6), seed=st.integers(0, 99))
 def test_pooling_of_any_size(height: int, width: int, seed: int) -> None:
     image = np.random.default_rng(seed).normal(size=(height, width, 2)).astype(np.float32)
@@ -115,14 +115,7 @@ def test_networks_read_features_and_state() -> None:
     answer = network(seen, action, jnp.asarray(0.5))
     np.testing.assert_array_equal(answer, network.bind(seen)(action, jnp.asarray(0.5)))
     np.testing.assert_array_equal(answer, network.answer(features, action, jnp.asarray(0.5)))
-
-    critic = Critic(SPEC, 0, (4,), heads=2, key=jax.random.key(5))
-    rows = jnp.stack([seen, seen[::-1]])
-    actions = jnp.stack([action, -action])
-    np.testing.assert_allclose(
-        critic.batch(rows, actions), jax.vmap(critic)(rows, actions), atol=1e-5
-    )
-    assert image_of([critic, network]) == IMAGE
+    assert image_of([features, network]) == IMAGE
     assert ValueNetwork(SPEC, (4,), key=jax.random.key(6))(seen).shape == ()
 
 

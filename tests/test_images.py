@@ -62,7 +62,7 @@ def by_hand(given: dict, row: int, stack: int) -> np.ndarray:
     return np.asarray([*pixels, *([] if state is None else state[row])], np.float32)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
     lengths=st.lists(st.integers(2, 5), min_size=1, max_size=4),
     stack=st.integers(1, 4),
@@ -105,7 +105,7 @@ def slow_crop(image: np.ndarray, down: int, right: int) -> np.ndarray:
     return result
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(down=st.integers(0, 2 * PADDING), right=st.integers(0, 2 * PADDING))
 def test_a_crop_is_the_slow_one(down: int, right: int) -> None:
     image = frames(1, shape=(5, 4, 2))[0]
