@@ -13,13 +13,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sorl.algorithms.bc import BC
+from sorl.cli.train import Options
 from sorl.data.dataset import Dataset
 from sorl.data.images import PADDING, ImageSettings, augmented, images_of, random_crop
 from sorl.data.importing.work import import_files
 from sorl.data.mixtures import mix
 from sorl.data.sources import load_dataset
 from sorl.errors import InputError
-from sorl.types import Transition
+from sorl.jobs.job import config_of, job_of, settings_of
+from sorl.jobs.work import start
+from sorl.types import Budget, Transition
 
 SHAPE = (3, 4, 2)
 PLAIN = ImageSettings(augment_probability=0.0)
@@ -269,3 +273,31 @@ def test_bad_settings_and_standardising() -> None:
     other = {**episode, "observations": frames(3, shape=(3, 5, 2))}
     with pytest.raises(InputError, match="images have shape"):
         Dataset.from_episodes([episode, other])
+
+
+def test_settings_stand_in_a_run(tmp_path: Path) -> None:
+    """They come back from config.json, and runs on states say nothing of them."""
+    given_arrays = arrays(state=False)
+    flat = {**given_arrays, **{name: given_arrays[name][0] for name in ("rewards", "masks")}}
+    np.savez(tmp_path / "mine.npz", **flat)
+    data = (str(tmp_path / "mine.npz"),)
+    options = Options(data=data, encoder="impala", frame_stack=2, augment_probability=0.25)
+    job = options.job([Budget(1, 1)])
+    algorithm = BC(hidden=(4,))
+    dataset = load_dataset(data=data[0]).reading_images(job.images)
+    config = config_of(algorithm, job, dataset)
+    assert config["images"] == {
+        "encoder": "impala",
+        "frame_stack": 2,
+        "augment_probability": 0.25,
+    }
+    assert config["spec"]["image"]["frames"] == 2
+    assert job_of(config)[0].images == job.images
+    usual = dataclasses.replace(job, images=ImageSettings())
+    assert "images" not in settings_of(algorithm, usual)
+    states = Dataset.from_arrays(**{**given_arrays, "observations": np.zeros((7, 2))})
+    assert not {"images", "image"} & {*config_of(algorithm, usual, states)}
+    assert job_of(config_of(algorithm, usual, states))[0].images == ImageSettings()
+    with pytest.raises(InputError, match="Fitted Q evaluation reads states"):
+        start(tmp_path / "run", algorithm, job, quiet=True)
+    assert not (tmp_path / "run").exists()
