@@ -65,7 +65,8 @@ def table(runs: Mapping[str, Results], first: int, target: Path) -> str:
                 value, low, high = (float(it) for it in bootstrap(scores))
                 each = " ".join(f"{100 * score:.0f}" for score in np.sort(scores.ravel()))
                 cells.append(f"{value:.0%} [{low:.0%}, {high:.0%}] ({each})")
-            seconds = [float(row["seconds"]) for row in timing if first < row["update"] <= update]
+            done = [row for row in timing if first < float(row["update"]) <= update]
+            seconds = [float(row["seconds"]) for row in done]
             lines.append(f"| {name} | {update:,} | {' | '.join(cells)} | {sum(seconds) / 60:.1f} |")
     return "\n".join(lines) + "\n"
 

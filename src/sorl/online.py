@@ -329,10 +329,8 @@ _settle = jax.jit(settle, donate_argnums=1)
 
 def _means(gathered: Sequence[dict[str, Array]]) -> dict[str, np.ndarray]:
     """Means over rounds."""
-    return {
-        name: np.stack([np.asarray(metrics[name]) for metrics in gathered]).mean(axis=0)
-        for name in gathered[0]
-    }
+    rounds = {name: np.stack([metrics[name] for metrics in gathered]) for name in gathered[0]}
+    return {name: np.asarray(values.mean(axis=0)) for name, values in rounds.items()}
 
 
 def _of_episodes(ended: Sequence[Ended], members: int) -> dict[str, np.ndarray]:
