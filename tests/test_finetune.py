@@ -642,11 +642,8 @@ def test_a_better_action_than_any_logged_one_is_found() -> None:
 
 
 @pytest.mark.usefixtures("scripted")
-@pytest.mark.parametrize("algorithm", [BC(hidden=(8,)), TINY_SORL], ids=["bc", "sorl"])
-def test_algorithms_with_a_critic_or_none_learn_online(
-    algorithm: AbstractAlgorithm[Any], data: Path, tmp_path: Path
-) -> None:
-    parent = untrained(tmp_path / "parent", algorithm, data, seeds=(0,))
+def test_sorl_learns_online(data: Path, tmp_path: Path) -> None:
+    parent = untrained(tmp_path / "parent", TINY_SORL, data, seeds=(0,))
     wanted = settings(steps=2, start_steps=0, offline_share=0.5)
     run = jobs.finetune(parent, tmp_path / "run", wanted, quiet=True)
     (row,) = run.metrics()
