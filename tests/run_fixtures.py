@@ -78,8 +78,7 @@ def tiny(tiny_folder: Path) -> Iterator[None]:
 @pytest.fixture
 def world(tiny: None, monkeypatch: pytest.MonkeyPatch) -> World:
     world = World()
-    for module in ("work", "grid"):
-        monkeypatch.setattr(f"sorl.jobs.{module}.load_dataset", world.load_dataset)
+    monkeypatch.setattr("sorl.jobs.work.load_dataset", world.load_dataset)
 
     def evaluate(*arguments: Any, **options: Any) -> list[Evaluation]:
         return world.evaluate(*arguments, **options)

@@ -462,6 +462,11 @@ def test_parents_that_cannot_be_learnt_on_from(
     assert not (tmp_path / "out").exists()
     run = jobs.finetune(alone, tmp_path / "out", settings(environment=REACH), quiet=True)
     assert {row["update"] for row in run.evaluations()} == {FIRST, FIRST + 12, LAST}
+    config = {**Run.open(parent).config, "images": {"frame_stack": 2}}
+    seeing = Path(shutil.copytree(parent, tmp_path / "seeing"))
+    (seeing / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="was trained on images"):
+        jobs.finetune(seeing, tmp_path / "none", settings())
     maze = "pointmaze-medium-navigate-singletask"
     config = {**Run.open(parent).config, "environment": f"{maze}-v0", "tasks": [3]}
     other = Path(shutil.copytree(parent, tmp_path / "other"))

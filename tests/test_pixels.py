@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.tiny_environments import SideAndState, side_picture
 
 from sorl import algorithms, encoders, inference
 from sorl.algorithm import AbstractScoredPolicy
@@ -32,6 +31,7 @@ from sorl.nn import ActionNetwork, Critic
 from sorl.spaces import take_apart
 from sorl.training import train
 from sorl.types import Budget, Image, Member, Spec, Transition
+from tiny_environments import SideAndState, side_picture
 
 SIDE = "tiny_environments:Side-v0"
 BOTH = "tiny_environments:SideAndState-v0"

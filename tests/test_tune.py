@@ -19,6 +19,8 @@ from finished_run import ENVIRONMENT, evaluations_without_clock, tiny_arrays, tr
 from scripted_world import World, make_dataset
 from sorl import algorithms, cli, jobs, tables
 from sorl.algorithms.sorl import SORL
+from sorl.data.dataset import Dataset
+from sorl.data.images import ImageSettings
 from sorl.errors import InputError
 from sorl.jobs import grid
 from sorl.jobs.comparison import Score, compare, write_table
@@ -324,6 +326,22 @@ def test_other_settings_or_data_are_refused_before_anything_trains(
     refused(riskier, tiny_job(), r"algorithm.risk is 0.0 in the run and 0.1 now")
     world.dataset = make_dataset(shift=1.0)
     refused(points, tiny_job(), r"dataset.fingerprint is ")
+
+
+def test_a_queue_knows_its_runs_on_images(world: World, tmp_path: Path) -> None:
+    states = world.dataset
+    shown = np.zeros((states.observations.shape[0], 4, 4, 1), np.uint8)
+    arrays = (states.actions, states.ends, states.rewards, states.masks)
+    world.dataset = Dataset.from_arrays(shown, *arrays, states.tasks)
+    job = tiny_job(images=ImageSettings(frame_stack=2, augment_probability=0.0))
+    points = tiny_points(rate=[0.1])
+    run_queue(tmp_path / "out", points, job, quiet=True)
+    before = tree(tmp_path)
+    assert run_queue(tmp_path / "out", points, job, quiet=True) == points
+    assert tree(tmp_path) == before
+    other = tiny_job(images=dataclasses.replace(job.images, frame_stack=3))
+    with pytest.raises(InputError, match=r"images\.frame_stack is 2 in the run and 3 now"):
+        run_queue(tmp_path / "out", points, other, quiet=True)
 
 
 def test_folders_of_something_else_are_refused(world: World, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def run(arguments: list[str]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What a training is given besides its algorithm and budgets.
+    """What any training is given besides its algorithm and budgets.
 
     Args:
         env: OGBench environment, for example cube-single-play-singletask-v0; or minari:NAME, or
@@ -54,8 +54,6 @@ class Options:
         episodes: episodes for each budget, task and seed.
         evaluation_seed: seed of the episodes.
         workers: processes that step environments; without it one a core.
-        held_out: without --env, the share of the episodes kept for off-policy evaluation.
-        fitted_q_updates: without --env, updates of fitted Q evaluation; 0 leaves it out.
         checkpoint_seconds: least time between two checkpoints.
         tensorboard: write TensorBoard's files; without it, where tensorboardX is installed.
         wandb: send to Weights & Biases too.
@@ -75,8 +73,6 @@ class Options:
     episodes: int = 50
     evaluation_seed: int = 0
     workers: int | None = None
-    held_out: float = 0.1
-    fitted_q_updates: int = 5000
     checkpoint_seconds: float = 60.0
     tensorboard: bool | None = None
     wandb: bool = False
@@ -108,6 +104,19 @@ class Options:
             images=ImageSettings(**reading),
             **others,
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions(Options):
+    """What a training may be given that needs no environment.
+
+    Args:
+        held_out: without --env, the share of the episodes kept for off-policy evaluation.
+        fitted_q_updates: without --env, updates of fitted Q evaluation; 0 leaves it out.
+    """
+
+    held_out: float = 0.1
+    fitted_q_updates: int = 5000
 
 
 def run_for_algorithm(
@@ -146,19 +155,25 @@ def run_for_algorithm(
     )
 
 
-def prepared(command: Command, default: AbstractAlgorithm[Any], documentation: str) -> Command:
+def prepared(
+    command: Command,
+    default: AbstractAlgorithm[Any],
+    documentation: str,
+    options: type[Options] = Options,
+) -> Command:
     """Give a command's function the types and words that depend on the algorithm.
 
     Args:
         command: takes `algorithm`, `options` and `budgets` among its parameters.
         default: the algorithm with its defaults.
         documentation: docstring of the command, up to the parameters it shares with others.
+        options: which options of a training it has.
     """
     unnamed = tyro.conf.arg(name="")
     hint = f"(default: {' '.join(map(str, servable_budgets(default)))})"
     command.__annotations__ |= {
         "algorithm": Annotated[type(default), unnamed],
-        "options": Annotated[Options, unnamed],
+        "options": Annotated[options, unnamed],
         "budgets": Annotated[tuple[str, ...] | None, tyro.conf.arg(help_behavior_hint=hint)],
     }
     command.__doc__ = f"""{documentation}
@@ -191,7 +206,7 @@ def _dataset_named(arguments: list[str]) -> str | None:
 def _command(default: AbstractAlgorithm[Any]) -> Command:
     def command(
         out: Path,
-        options: Options,
+        options: TrainOptions,
         budgets: tuple[str, ...] | None = None,
         resume: bool = False,
         algorithm: AbstractAlgorithm[Any] = default,
@@ -207,4 +222,5 @@ def _command(default: AbstractAlgorithm[Any]) -> Command:
     Args:
         out: folder of the new run.
         resume: go on if --out holds a run with these very settings.""",
+        TrainOptions,
     )

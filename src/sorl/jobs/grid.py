@@ -29,13 +29,12 @@ import jax
 from sorl import algorithms, files
 from sorl.algorithm import AbstractAlgorithm
 from sorl.console import Display
-from sorl.data.sources import load_dataset
 from sorl.errors import InputError
 from sorl.inference import check_budgets, policy_skeleton, servable_budgets
 from sorl.interruption import Interruption, StoppedError
 from sorl.jobs.job import EXECUTION, Job, config_of
 from sorl.jobs.outcome import diverged, ended, is_run
-from sorl.jobs.work import start
+from sorl.jobs.work import load_data, start
 from sorl.runs import INCIDENTAL, Run, check_same_config
 from sorl.types import Budget
 
@@ -213,7 +212,7 @@ def _check(out: Path, points: Sequence[Point], job: Job) -> None:
     begun = [pair for pair in zip(folders, points, strict=True) if is_run(pair[0])]
     if not begun:
         return
-    dataset = load_dataset(job.environment, data=job.data, tasks=job.tasks)
+    dataset = load_data(job)
     for folder, point in begun:
         config = config_of(point.algorithm, point.job(job), dataset)
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -265,7 +264,7 @@ def _collector(
         units=dataset.units,
     ) as collector:
         sizes, spec = collector.sizes, dataset.spec
-        if (sizes.observation_size, sizes.action_size) != dataclasses.astuple(spec):
+        if (sizes.observation_size, sizes.action_size) != (spec.observation_size, spec.action_size):
             raise InputError(
                 f"{environment} has observations of {sizes.observation_size} numbers and actions "
                 f"of {sizes.action_size}, but {run.path} was trained on {spec.observation_size} "

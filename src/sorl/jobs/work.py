@@ -44,7 +44,7 @@ def start(
     known = os.path.exists(out / "config.json")  # unlike Path.exists, False where we may not look
     if known and not resume:
         Run.create(out, {})  # raises the sentence that says what to do
-    dataset = _load(job)
+    dataset = load_data(job)
     check_budgets(policy_skeleton(algorithm), job.budgets)
     members_of(dataset.tasks, job.seeds)
     check_dashboards(tensorboard=job.tensorboard, wandb=job.wandb)
@@ -68,14 +68,14 @@ def resume(path: Path | str, *, quiet: bool = False) -> Run:
     if FINETUNING in run.config:
         return resume_finetuning(run, quiet=quiet)
     job, algorithm, fingerprint = settings_in(run)
-    dataset = _load(job)
+    dataset = load_data(job)
     check_fingerprint(run, job.data or job.environment, dataset, fingerprint)
     _work(run, algorithm, job, dataset, quiet=quiet)
     return run
 
 
-def _load(job: Job) -> Dataset:
-    """The data, read as the job says.
+def load_data(job: Job) -> Dataset:
+    """The data of a job, its images read as the job says.
 
     Raises:
         InputError: see `load_dataset`; or fitted Q evaluation, which reads states, of images.
