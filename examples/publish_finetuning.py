@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from publish_results import copy, description, publish_run
+from publish_results import copy, description, publish_run, success_curve
 
 from sorl import files
 from sorl.report.drawing import Style
@@ -79,21 +79,7 @@ def draw(runs: Mapping[str, Results], first: int) -> Figure:
     panels = figure.subplots(1, len(budgets), sharey=True, squeeze=False)[0]
     for index, (budget, axes) in enumerate(zip(budgets, panels, strict=True)):
         for place, (name, run) in enumerate(runs.items()):
-            style, evaluations = Style.of(place), run.evaluations
-            shown = [i for i in evaluations.moments(index) if evaluations.updates[i] >= first]
-            updates = evaluations.updates[shown] / 1000
-            scores = evaluations.measures["success"][shown, index]
-            value, low, high = (100 * np.asarray(values) for values in bootstrap(scores))
-            axes.fill_between(updates, low, high, color=style.color, alpha=0.12, linewidth=0)
-            axes.plot(
-                updates,
-                value,
-                color=style.color,
-                marker=style.marker,
-                linestyle=style.dash,
-                markersize=4,
-                label=name,
-            )
+            success_curve(axes, run, index, Style.of(place), name, first=first)
         axes.set(title=str(budget), xlabel="thousand updates", ylim=(-2, 102))
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", alpha=0.25)

@@ -97,27 +97,35 @@ def draw_budgets(results: Results) -> Figure:
     return figure
 
 
+def success_curve(
+    axes: Axes, run: Results, index: int, style: Style, label: str, *, first: int = 0
+) -> None:
+    """Success in per cent at one budget from update `first` on, with 95% bootstrap intervals."""
+    evaluations = run.evaluations
+    shown = [i for i in evaluations.moments(index) if evaluations.updates[i] >= first]
+    updates = evaluations.updates[shown] / 1000
+    scores = evaluations.measures["success"][shown, index]
+    value, low, high = (100 * np.asarray(values) for values in bootstrap(scores))
+    axes.fill_between(updates, low, high, color=style.color, alpha=0.1, linewidth=0)
+    axes.plot(
+        updates,
+        value,
+        color=style.color,
+        marker=style.marker,
+        linestyle=style.dash,
+        markersize=4,
+        label=label,
+    )
+
+
 def draw_algorithms(runs: list[Results]) -> Figure:
     """Success against updates, one line an algorithm at its own budget, with 95% intervals."""
     figure, axes = panel()
     for place, run in enumerate(runs):
         budget = algorithms.build(run.config["algorithm"]).default_budget
-        evaluations, style = run.evaluations, Style.of(place)
-        index = evaluations.budgets.index(budget)
-        moments = evaluations.moments(index)
-        updates = evaluations.updates[moments] / 1000
-        scores = evaluations.measures["success"][moments, index]
-        value, low, high = (100 * np.asarray(values) for values in bootstrap(scores))
-        axes.fill_between(updates, low, high, color=style.color, alpha=0.1, linewidth=0)
-        axes.plot(
-            updates,
-            value,
-            color=style.color,
-            marker=style.marker,
-            linestyle=style.dash,
-            markersize=4,
-            label=f"{run.config['algorithm']['name']}  {budget}",
-        )
+        index = run.evaluations.budgets.index(budget)
+        label = f"{run.config['algorithm']['name']}  {budget}"
+        success_curve(axes, run, index, Style.of(place), label)
     legend(axes, "steps x best of")
     axes.set_title(description(runs[0].config), fontsize=8.5, loc="left")
     return figure

@@ -33,7 +33,7 @@ from sorl.training import (
     lay_out,
     run_updates,
     settle,
-    why_stopped,
+    snapshot_of,
 )
 from sorl.types import Budget, Member, Transition
 
@@ -195,27 +195,12 @@ def learn_online(
         if (update - first) % chunk and steps < plan.steps:
             continue
         state = _settle(before, state)
-        alive = np.asarray(state.alive)
-        means = _means(gathered)
+        whole = state._replace(online=Online(replay, collector.episodes))
         done = len(gathered) * count
-        yield Snapshot(
-            update=update,
-            members=tuple(members),
-            state=state._replace(online=Online(replay, collector.episodes)),
-            metrics={
-                **{
-                    name: np.where(alive_before, value, np.float32(np.nan))
-                    for name, value in means.items()
-                },
-                **_of_episodes(collector.take_ended(), len(members)),
-            },
-            stopped={
-                member: why_stopped(member, i, update, done, means)
-                for i, member in enumerate(members)
-                if alive_before[i] and not alive[i]
-            },
-        )
-        alive_before, before, gathered = alive, _copy(state), []
+        snapshot = snapshot_of(members, whole, update, done, _means(gathered), alive_before)
+        of_episodes = _of_episodes(collector.take_ended(), len(members))
+        yield dataclasses.replace(snapshot, metrics={**snapshot.metrics, **of_episodes})
+        alive_before, before, gathered = np.asarray(state.alive), _copy(state), []
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

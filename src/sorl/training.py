@@ -214,21 +214,42 @@ def _chunks(
         )
         done += count
         host_metrics = {name: np.asarray(value) for name, value in metrics.items()}
-        alive = np.asarray(state.alive)
-        yield Snapshot(
-            update=done,
-            members=members,
-            state=state,
-            metrics={
-                name: np.where(alive_before, value, np.float32(np.nan))
-                for name, value in host_metrics.items()
-            },
-            stopped={
-                member: why_stopped(member, i, done, count, host_metrics)
-                for i, member in enumerate(members)
-                if alive_before[i] and not alive[i]
-            },
-        )
+        yield snapshot_of(members, state, done, count, host_metrics, alive_before)
+
+
+def snapshot_of(
+    members: Sequence[Member],
+    state: TrainingState,
+    update: int,
+    count: int,
+    metrics: Mapping[str, npt.NDArray[np.float32]],
+    alive_before: npt.NDArray[np.bool_],
+) -> Snapshot:
+    """The snapshot after a chunk.
+
+    Args:
+        members: tasks and seeds, in the order of every leading axis.
+        state: the state after it.
+        update: number of the update at which it ended.
+        count: how many updates it was.
+        metrics: its means; those of members that were dead before are left out.
+        alive_before: who was alive before it.
+    """
+    alive = np.asarray(state.alive)
+    return Snapshot(
+        update=update,
+        members=tuple(members),
+        state=state,
+        metrics={
+            name: np.where(alive_before, value, np.float32(np.nan))
+            for name, value in metrics.items()
+        },
+        stopped={
+            member: _why_stopped(member, i, update, count, metrics)
+            for i, member in enumerate(members)
+            if alive_before[i] and not alive[i]
+        },
+    )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
@@ -367,7 +388,7 @@ def _split_keys(members: Sequence[Member]) -> tuple[Key[Array, " members"], Key[
     return pairs[:, 0], pairs[:, 1]
 
 
-def why_stopped(
+def _why_stopped(
     member: Member,
     index: int,
     done: int,

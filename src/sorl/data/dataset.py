@@ -431,9 +431,21 @@ class Dataset(eqx.Module):
 
     def statistics(self) -> Statistics:
         """Count and summarise, on the host; the last row of each episode counts only as a row."""
-        return summary.statistics(self, action_limit=ACTION_LIMIT)
+        return summary.statistics(vars(self), self.tasks, action_limit=ACTION_LIMIT)
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over the data in hexadecimal, see `sorl.data.summary.fingerprint`."""
-        return summary.fingerprint(self)
+        """SHA-256 over the data in hexadecimal, see `sorl.data.summary.fingerprint`.
+
+        Units, the weights of a mixture and images count too, where there are any; how images are
+        read does not.
+        """
+        names = ("observations", "actions", "ends", "rewards", "masks")
+        arrays = {name: getattr(self, name) for name in names}
+        if self.images is not None:
+            arrays["images"] = self.images.frames
+        more: list[object] = [] if self.units == USUAL else [self.units]
+        if self.mixture is not None:
+            leaves = (self.mixture.weights, self.mixture.first, self.mixture.count)
+            more += [np.asarray(leaf).tolist() for leaf in leaves]
+        return summary.fingerprint(self.tasks, arrays, more)

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
-
-from sorl.units import USUAL
-
-if TYPE_CHECKING:
-    from sorl.data.dataset import Dataset
 
 
 @dataclass(frozen=True)
@@ -58,25 +54,29 @@ class Statistics:
     tasks: tuple[TaskStatistics, ...]
 
 
-def statistics(dataset: Dataset, *, action_limit: float) -> Statistics:
+def statistics(
+    arrays: Mapping[str, Any], tasks: Sequence[int], *, action_limit: float
+) -> Statistics:
     """Count and summarise; the last row of each episode counts only as a row.
 
     Args:
-        dataset: the data.
-        action_limit: magnitude to which its actions are clipped.
+        arrays: `actions`, `ends`, `valid_rows`, `rewards` and `masks` as `Dataset` has them.
+        tasks: number of each task.
+        action_limit: magnitude to which actions are clipped.
     """
-    valid = np.asarray(dataset.valid_rows)
-    lengths = np.diff(np.flatnonzero(np.asarray(dataset.ends)), prepend=-1) - 1
+    actions, ends, valid, rewards, masks = (
+        np.asarray(arrays[name]) for name in ("actions", "ends", "valid_rows", "rewards", "masks")
+    )
+    lengths = np.diff(np.flatnonzero(ends), prepend=-1) - 1
     limit = np.float32(action_limit)
-    rewards, masks = np.asarray(dataset.rewards), np.asarray(dataset.masks)
     return Statistics(
-        rows=dataset.actions.shape[0],
+        rows=len(actions),
         episodes=len(lengths),
         transitions=len(valid),
         episode_length_min=int(lengths.min()),
         episode_length_mean=float(lengths.mean()),
         episode_length_max=int(lengths.max()),
-        action_saturation=float((np.abs(np.asarray(dataset.actions)[valid]) >= limit).mean()),
+        action_saturation=float((np.abs(actions[valid]) >= limit).mean()),
         tasks=tuple(
             TaskStatistics(
                 task=task,
@@ -85,36 +85,28 @@ def statistics(dataset: Dataset, *, action_limit: float) -> Statistics:
                 reward_max=float(reward[valid].max()),
                 success_rows=int(np.count_nonzero(~mask[valid])),
             )
-            for task, reward, mask in zip(dataset.tasks, rewards, masks, strict=True)
+            for task, reward, mask in zip(tasks, rewards, masks, strict=True)
         ),
     )
 
 
-def fingerprint(dataset: Dataset) -> str:
-    """SHA-256 over every array's shape and content and the task numbers, in hexadecimal.
-
-    Units, the weights of a mixture and images count too, where there are any; how images are read
-    does not.
+def fingerprint(tasks: tuple[int, ...], arrays: Mapping[str, Any], more: Sequence[object]) -> str:
+    """SHA-256 over every array's shape and content, the task numbers and more, in hexadecimal.
 
     It depends on nothing else: neither file nor date nor machine. Reads everything once.
+
+    Args:
+        tasks: number of each task.
+        arrays: by name; numbers count as little-endian float32, truth values and bytes as such.
+        more: what else tells the data from others, by its representation.
     """
-    digest = hashlib.sha256(repr(dataset.tasks).encode())
-    arrays = [
-        ("observations", dataset.observations, "<f4"),
-        ("actions", dataset.actions, "<f4"),
-        ("ends", dataset.ends, "?"),
-        ("rewards", dataset.rewards, "<f4"),
-        ("masks", dataset.masks, "?"),
-    ]
-    if dataset.images is not None:
-        arrays.append(("images", dataset.images.frames, "|u1"))
-    for name, array, kind in arrays:
+    digest = hashlib.sha256(repr(tasks).encode())
+    for name, array in arrays.items():
         digest.update(f"{name} {array.shape}".encode())
-        content = np.ascontiguousarray(np.asarray(array).astype(kind, copy=False))
+        values = np.asarray(array)
+        kind = "<f4" if values.dtype.kind == "f" else values.dtype
+        content = np.ascontiguousarray(values.astype(kind, copy=False))
         digest.update(content.reshape(-1).view(np.uint8).data)
-    if dataset.units != USUAL:
-        digest.update(repr(dataset.units).encode())
-    if dataset.mixture is not None:
-        for leaf in (dataset.mixture.weights, dataset.mixture.first, dataset.mixture.count):
-            digest.update(repr(np.asarray(leaf).tolist()).encode())
+    for thing in more:
+        digest.update(repr(thing).encode())
     return digest.hexdigest()
