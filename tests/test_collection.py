@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,15 @@ MEMBERS = (Member(0, 4), Member(0, 9))
 @pytest.fixture
 def local(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sorl.collection, "VectorEnvironment", LocalEnvironments)
+
+
+@pytest.fixture(autouse=True)
+def _global_generator() -> Iterator[None]:
+    """Slots set NumPy's global generator, which belongs to all tests of this process."""
+    random: Any = np.random
+    before = random.get_bit_generator()
+    yield
+    random.set_bit_generator(before)
 
 
 def actions_of(rng: np.random.Generator, members: int, environments: int, size: int) -> np.ndarray:

@@ -496,10 +496,10 @@ def test_damaged_download_never_becomes_the_file(server: Server, tmp_path: Path)
 
 
 def test_absent_on_the_server(server: Server, tmp_path: Path) -> None:
-    message = refusal("antmaze-large-navigate-singletask-v0", folder=tmp_path)
+    message = refusal("antmaze-large-explore-singletask-v0", folder=tmp_path)
     assert "answers 404" in message
     assert not any(tmp_path.glob("*.part"))
-    assert f"put antmaze-large-navigate-v0.npz into {tmp_path}" in message
+    assert f"put antmaze-large-explore-v0.npz into {tmp_path}" in message
     assert "sorl generate" not in message
     message = refusal(MAZE, folder=tmp_path, validation=True)
     assert f"{tmp_path}/pointmaze-medium-navigate-v0-val.npz does not exist" in message
