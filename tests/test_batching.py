@@ -22,13 +22,14 @@ from sorl.deployment.serving.batching import (
     Batch,
     Batcher,
     LateError,
+    Offer,
     Order,
     Outcome,
     OverloadedError,
     Plan,
     StoppingError,
     UnpreparedError,
-    for_deadlines,
+    offers_of,
 )
 from sorl.errors import InputError
 from sorl.inference import USUAL, Strategy
@@ -286,9 +287,8 @@ def test_a_failure_is_everyones_in_the_batch_and_nobody_elses(
 # Deadlines.
 
 
-def generous(left_ms: float) -> Plan | None:
-    """1x1 needs 100 s, 4x1 needs 1,000 s: no slowness of a test changes what is chosen."""
-    return Plan(FOUR) if left_ms >= 1e6 else Plan(ONE) if left_ms >= 1e5 else None
+# No slowness of a test changes what is chosen.
+GENEROUS = [Offer(1e5, Plan(ONE)), Offer(1e6, Plan(FOUR))]
 
 
 def test_the_budget_is_chosen_by_what_is_left(policy: Policy) -> None:
@@ -300,7 +300,7 @@ def test_the_budget_is_chosen_by_what_is_left(policy: Policy) -> None:
         # Waiting is taken off: 95 of 100 minutes are over.
         order(budget=None, deadline_ms=100 * minute, waited=95 * 60.0),
     ]
-    outcomes, _ = served(policy, all_of(*mix), choose_plan=generous)
+    outcomes, _ = served(policy, all_of(*mix), offers=GENEROUS)
     long, short, late, waited = outcomes
     assert (long.budget, short.budget, waited.budget) == (FOUR, ONE, ONE)
     np.testing.assert_allclose(long.actions, alone(policy, mix[0], FOUR), atol=1e-5)
@@ -323,22 +323,16 @@ def test_a_large_batch_leaves_less_for_the_budget(
             return list(await asyncio.gather(*tasks))[1:]
 
     # Nothing was measured, so four rows are taken to last four times as long as one.
-    outcomes, batches = served(policy, use, choose_plan=generous)
+    outcomes, batches = served(policy, use, offers=GENEROUS)
     assert [outcome.budget for outcome in outcomes] == [ONE, ONE]
     assert [batch.rows for batch in batches] == [1, 4]
     alone, _ = served(
-        policy, all_of(order(budget=None, deadline_ms=3e6)), choose_plan=generous, max_batch=4
+        policy, all_of(order(budget=None, deadline_ms=3e6)), offers=GENEROUS, max_batch=4
     )
     assert alone[0].budget == FOUR
 
 
 def test_orders_with_the_same_choice_share_a_batch(policy: Policy) -> None:
-    asked: list[float] = []
-
-    def choose(left_ms: float) -> Plan | None:
-        asked.append(left_ms)
-        return generous(left_ms)
-
     async def use(batcher: Batcher) -> list[Outcome]:
         with held(policy, monkeypatch, steps=2) as release:
             busy = asyncio.ensure_future(batcher.act(order(budget=Budget(2, 1))))
@@ -350,10 +344,29 @@ def test_orders_with_the_same_choice_share_a_batch(policy: Policy) -> None:
             return list(await asyncio.gather(*tasks, busy))[:-1]
 
     with pytest.MonkeyPatch.context() as monkeypatch:
-        outcomes, batches = served(policy, use, choose_plan=choose)
+        outcomes, batches = served(policy, use, offers=GENEROUS)
     assert [outcome.budget for outcome in outcomes] == [ONE, FOUR, ONE, FOUR]
     assert sorted(batch.orders for batch in batches) == [1, 2, 2]
-    assert max(asked) <= 1e8
+
+
+def test_a_crowd_shares_what_the_most_urgent_can_have(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def use(batcher: Batcher) -> list[Outcome]:
+        with held(policy, monkeypatch, steps=2) as release:
+            busy = asyncio.ensure_future(batcher.act(order(budget=Budget(2, 1))))
+            await asyncio.sleep(0.05)
+            mix = [order(seed=s, budget=None, deadline_ms=1e8 + s) for s in range(5)]
+            mix.append(order(budget=None, deadline_ms=7e5))
+            tasks = [asyncio.ensure_future(batcher.act(one)) for one in mix]
+            await asyncio.sleep(0.05)
+            release.set()
+            return list(await asyncio.gather(*tasks, busy))[:-1]
+
+    # Six wait and a batch holds four: the first three go with the urgent one.
+    outcomes, batches = served(policy, use, offers=GENEROUS)
+    assert [outcome.budget for outcome in outcomes] == [ONE, ONE, ONE, FOUR, FOUR, ONE]
+    assert sorted(batch.orders for batch in batches) == [1, 2, 4]
 
 
 def test_a_deadline_that_passes_in_the_queue_fails_at_once(
@@ -369,7 +382,7 @@ def test_a_deadline_that_passes_in_the_queue_fails_at_once(
             assert 0.1 < time.monotonic() - began < 5
         await running
 
-    served(policy, use, choose_plan=lambda left_ms: Plan(FOUR) if left_ms > 0 else None)
+    served(policy, use, offers=[Offer(0, Plan(FOUR))])
 
 
 def test_late_answers_are_counted(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -380,7 +393,7 @@ def test_late_answers_are_counted(policy: Policy, monkeypatch: pytest.MonkeyPatc
             release.set()
             await task
 
-    _, batches = served(policy, use, choose_plan=lambda left_ms: Plan(FOUR))
+    _, batches = served(policy, use, offers=[Offer(0, Plan(FOUR))])
     assert [batch.late for batch in batches] == [1]
 
 
@@ -442,7 +455,7 @@ def test_impossible_settings(policy: Policy, options: dict[str, Any]) -> None:
         Batcher(policy, **options)
 
 
-def test_a_calibration_chooses_for_deadlines() -> None:
+def test_a_calibration_makes_offers() -> None:
     def measured(budget: Budget, p99: float, wins: int, choice: str = "own") -> Measured:
         return Measured(budget, Choice.parse(choice), (p99,), (p99,), None, None, wins, 10)
 
@@ -453,10 +466,7 @@ def test_a_calibration_chooses_for_deadlines() -> None:
         measured(BEST, 5.0, 9, "central"),
     )
     calibration = Calibration(entries, (1,), "independent", Verifier("min"), {}, "")
-    choose, plans = for_deadlines(calibration)
     first = Plan(ONE, Strategy(verifier=Verifier("min")))
     dearest = Plan(BEST, Strategy(verifier=Verifier("min"), choice=Choice("best")))
-    assert plans == [first, dearest], "the others are never bought"
-    assert [choose(left) for left in (0.5, 1.0, 3.9, 4.0, 99.0)] == [
-        None, first, first, dearest, dearest,
-    ]  # fmt: skip
+    # The others are never bought.
+    assert offers_of(calibration) == [Offer(1.0, first), Offer(4.0, dearest)]

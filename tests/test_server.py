@@ -22,7 +22,7 @@ from served import OBSERVATION, small_policy
 from sorl.choices import Choice
 from sorl.deployment.policy import Policy
 from sorl.deployment.serving.app import create_app
-from sorl.deployment.serving.batching import Batcher, Plan
+from sorl.deployment.serving.batching import Batcher, Offer, Plan
 from sorl.deployment.serving.counters import ServerMetrics
 from sorl.deployment.serving.schemas import Limits
 from sorl.errors import InputError
@@ -123,7 +123,7 @@ def test_candidates_and_scores(app: FastAPI, policy: Policy) -> None:
 
 
 def test_the_budget_of_a_deadline(policy: Policy) -> None:
-    app = made(policy, choose_plan=lambda left: Plan(Budget(2, 2), SPENT) if left > 1000 else None)
+    app = made(policy, offers=[Offer(1000, Plan(Budget(2, 2), SPENT))])
     assert act(app, deadline_ms=30_000).json()["budget"] == {"steps": 2, "best_of": 2}
     assert "900 ms cannot be met" in refused(act(app, deadline_ms=900), 504)
     others: list[Any] = [{"steps": 1}, {"sampler": "spread"}, {"choice": "best"}]

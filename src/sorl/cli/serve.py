@@ -67,7 +67,7 @@ def _serve(
 
     from sorl.console import show_progress
     from sorl.deployment.policy import Policy
-    from sorl.deployment.serving.batching import Batcher, Plan, for_deadlines
+    from sorl.deployment.serving.batching import Batcher, Offer, Plan, offers_of
     from sorl.inference import servable_budgets
     from sorl.interruption import Interruption, StoppedError
     from sorl.types import Budget
@@ -84,18 +84,18 @@ def _serve(
             if budget == own or (budget.steps <= max_steps and budget.best_of <= max_best_of)
         ]
     plans = [Plan(budget) for budget in wanted]
-    choose_plan = None
+    offers: list[Offer] = []
     if policy.calibration is not None:
         policy.calibration.warn_elsewhere()
-        choose_plan, bought = for_deadlines(policy.calibration)
-        plans += bought
+        offers = offers_of(policy.calibration)
+        plans += [offer.plan for offer in offers]
     metrics = ServerMetrics()
     batcher = Batcher(
         policy,
         max_batch=max_batch,
         max_wait_ms=max_wait_ms,
         max_queue=max_queue,
-        choose_plan=choose_plan,
+        offers=offers,
         on_batch=metrics.count_batch,
     )
     app = create_app(batcher, metrics, limits=limits, token=token)

@@ -294,7 +294,7 @@ def _described(batcher: Batcher, limits: Limits, max_body: int) -> dict[str, Any
             if isinstance(policy.module, AbstractScoredPolicy)
             else 1,
             "samplers": servable_samplers(policy, steps),
-            "deadlines": batcher.choose_plan is not None,
+            "deadlines": bool(batcher.offers),
         },
         "limits": {
             "max_observations": batcher.max_batch,

@@ -13,11 +13,12 @@ first, one at a time, so that only orders of that very plan wait for it. What th
 the cores, and Python's lock while JAX traces.
 
 A deadline is counted from the order's arrival. Its budget is chosen as late as possible, when the
-thread is free, by `choose_plan`, which knows how long ONE row takes: it is given the time that is
-then left, divided by how much longer a batch of this plan and size takes (measured in the warm-up).
-Orders join a batch only if the same plan would be chosen for them. An order with a
-deadline never waits for company; one that no budget can meet any more fails at the next event, at
-the latest when its deadline passes.
+thread is free: the best offer that fits into what is then left to the most urgent order, where an
+offer knows how long ONE row takes, and the warm-up how much longer a batch of its plan and of this
+size. Other orders join if the same would be chosen for them; where more orders wait than a batch
+holds they all join, since whoever waits for something better then keeps others waiting. An order
+with a deadline never waits for company; one that nothing on offer can meet any more fails when its
+turn comes, at the latest when its deadline passes.
 
 This file knows nothing of HTTP. A `Batcher` belongs to one event loop: its methods are called
 there.
@@ -40,7 +41,7 @@ import numpy as np
 from jaxtyping import Array, Float32, UInt32
 
 from sorl import inference
-from sorl.deployment.calibration import Calibration, Measured, NothingFitsError
+from sorl.deployment.calibration import Calibration
 from sorl.deployment.policy import Decision, Policy
 from sorl.errors import InputError
 from sorl.inference import USUAL, Strategy
@@ -79,8 +80,16 @@ class Plan(NamedTuple):
     info: bool = False
 
 
-ChoosePlan = Callable[[float], Plan | None]
-"""From the milliseconds that are left to the best plan that fits them; None if none does."""
+class Offer(NamedTuple):
+    """What a deadline may buy.
+
+    Attributes:
+        needs_ms: milliseconds that one row takes at the 99th percentile.
+        plan: the compute.
+    """
+
+    needs_ms: float
+    plan: Plan
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -171,7 +180,8 @@ class Batcher:
         max_wait_ms: how long an order waits for company.
         max_queue: most orders that wait at a time.
         max_plans: most plans that are ever compiled; each takes memory for good.
-        choose_plan: serves deadlines; None for a policy that is not calibrated.
+        offers: what deadlines may buy, from the worst to the best, each slower than the last; none
+            for a policy that is not calibrated.
         on_batch: called after every call of the policy.
 
     Raises:
@@ -186,7 +196,7 @@ class Batcher:
         max_wait_ms: float = 1.0,
         max_queue: int = 256,
         max_plans: int = 32,
-        choose_plan: ChoosePlan | None = None,
+        offers: Sequence[Offer] = (),
         on_batch: Callable[[Batch], None] = lambda batch: None,
     ) -> None:
         if not (1 <= max_batch <= 1024 and max_batch.bit_count() == 1):
@@ -200,7 +210,7 @@ class Batcher:
         self.sizes = [2**power for power in range(max_batch.bit_length())]
         self.max_wait_ms = max_wait_ms
         self.max_queue = max_queue
-        self.choose_plan = choose_plan
+        self.offers = tuple(offers)
         self._max_plans = max_plans
         self._on_batch = on_batch
         self._queues: dict[Plan, list[_Waiting]] = {}
@@ -266,7 +276,7 @@ class Batcher:
 
         Raises:
             InputError: the policy cannot do what is asked.
-            UnpreparedError: there is a deadline and no `choose_plan`, or a plan too many.
+            UnpreparedError: there is a deadline and nothing is on offer, or a plan too many.
             OverloadedError: the queue is full.
             StoppingError: `close` was called.
             LateError: the deadline cannot be met any more.
@@ -315,7 +325,7 @@ class Batcher:
             )
         if not np.isfinite(order.observations).all():
             raise InputError("The observations are not finite: check where they come from.")
-        if order.deadline_ms is not None and self.choose_plan is None:
+        if order.deadline_ms is not None and not self.offers:
             raise UnpreparedError(
                 "This policy is not calibrated, so no budget can be chosen for a deadline: run "
                 "`sorl calibrate` and start the server again, or give steps and best_of."
@@ -372,13 +382,12 @@ class Batcher:
         self, wanted: Plan, queue: list[_Waiting], now: float
     ) -> tuple[Plan, list[_Waiting]] | None:
         """A batch of the orders whose deadlines end first; those that are too late fail."""
-
-        def chosen(waiting: _Waiting, size: int) -> Plan | None:
-            return self._choose(1e3 * (waiting.order.deadline - now), size)
-
         hasty = sorted(queue, key=lambda waiting: waiting.order.deadline)
-        late = [w for w in hasty if chosen(w, self._padded(w.order.rows)) is None]
-        for waiting in late:
+        for waiting in list(hasty):
+            if self._choose(waiting, self._padded(waiting.order.rows), now) is not None:
+                break
+            hasty.remove(waiting)
+            self._remove([waiting])
             _fail(
                 waiting,
                 LateError(
@@ -387,28 +396,28 @@ class Batcher:
                     "budget fits into the rest; give it more time."
                 ),
             )
-        self._remove(late)
-        hasty = [waiting for waiting in hasty if waiting not in late]
         if not hasty:
             return None
-        size = self._padded(min(self.max_batch, sum(w.order.rows for w in hasty)))
-        while (plan := chosen(hasty[0], size)) is None:
+        rows = sum(waiting.order.rows for waiting in hasty)
+        size = self._padded(min(self.max_batch, rows))
+        while (plan := self._choose(hasty[0], size, now)) is None:
             size //= 2
-        same = [waiting for waiting in hasty if chosen(waiting, size) == plan]
-        return plan._replace(info=wanted.info), _first(same, size)
+        if rows <= self.max_batch:
+            hasty = [one for one in hasty if self._choose(one, size, now) == plan]
+        return plan._replace(info=wanted.info), _first(hasty, size)
 
-    def _choose(self, left_ms: float, size: int) -> Plan | None:
-        """The best plan that fits into `left_ms` in a batch of `size` rows."""
-        if self.choose_plan is None or left_ms <= 0:
+    def _choose(self, waiting: _Waiting, size: int, now: float) -> Plan | None:
+        """The best plan that fits into what is left to an order in a batch of `size` rows."""
+        left_ms = 1e3 * (waiting.order.deadline - now)
+        if left_ms <= 0:
             return None
-        # A choice is right if its own slowdown is no more than the one that was reckoned with. The
-        # smaller that is the better the choice, so the first that is right is the best.
-        measured, worst = self._slowdown[size], float(size)
-        for slowdown in sorted({*measured.values(), worst}):
-            plan = self.choose_plan(left_ms / slowdown)
-            if plan is not None and measured.get(plan, worst) <= slowdown:
-                return plan
-        return None
+        measured = self._slowdown[size]
+        fitting = (
+            offer.plan
+            for offer in reversed(self.offers)
+            if offer.needs_ms * measured.get(offer.plan, float(size)) <= left_ms
+        )
+        return next(fitting, None)
 
     def _lane(self, plan: Plan, batch: Sequence[_Waiting]) -> _Lane:
         size = self._padded(sum(waiting.order.rows for waiting in batch))
@@ -519,19 +528,12 @@ class Batcher:
         return outcomes, time.perf_counter() - began
 
 
-def for_deadlines(calibration: Calibration) -> tuple[ChoosePlan, list[Plan]]:
-    """How a calibration chooses plans for deadlines, and every plan that it may choose."""
-
-    def bought(measured: Measured) -> Plan:
-        return Plan(measured.budget, calibration.strategy(measured))
-
-    def choose(left_ms: float) -> Plan | None:
-        try:
-            return bought(calibration.best_within(left_ms))
-        except NothingFitsError:
-            return None
-
-    return choose, [bought(measured) for measured in calibration.worth_having()]
+def offers_of(calibration: Calibration) -> list[Offer]:
+    """What a calibration has to offer to deadlines."""
+    return [
+        Offer(measured.p99_ms[0], Plan(measured.budget, calibration.strategy(measured)))
+        for measured in calibration.worth_having()
+    ]
 
 
 def _first(queue: Iterable[_Waiting], rows: int) -> list[_Waiting]:
