@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-for name in ("training", "evaluation", "acting", "exports"):
+for name in ("training", "evaluation", "acting", "exports", "streaming"):
     module = f"benchmarks.{name}"
     print(f"== {module}", flush=True)
     subprocess.run([sys.executable, "-m", module], check=True)

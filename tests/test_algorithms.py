@@ -25,8 +25,9 @@ from sorl.choices import Choice
 from sorl.deployment.policy import Policy, save_policy
 from sorl.errors import InputError
 from sorl.inference import Strategy, act
+from sorl.members import Snapshot, TrainingState, initial_state
 from sorl.samplers import draw
-from sorl.training import Snapshot, TrainingState, initial_state, train
+from sorl.training import train
 from sorl.types import Budget, Spec
 
 NAMES = algorithms.names()

@@ -40,10 +40,11 @@ from sorl.inference import act
 from sorl.jobs.finetuning import begun, like_of
 from sorl.jobs.job import config_of
 from sorl.jobs.outcome import stopped_members
+from sorl.members import Snapshot, TrainingState, initial_state, members_of
 from sorl.online import Plan, learn_online
 from sorl.report.page import write_report
 from sorl.runs import Run
-from sorl.training import Snapshot, TrainingState, initial_state, members_of, train
+from sorl.training import train
 from sorl.types import Budget
 
 pytest_plugins = ("run_fixtures",)

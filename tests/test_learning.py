@@ -19,7 +19,8 @@ from sorl.algorithms.sorl import SORL, SORLPolicy
 from sorl.choices import Choice
 from sorl.data.dataset import Dataset
 from sorl.inference import Strategy, act
-from sorl.training import Snapshot, train
+from sorl.members import Snapshot
+from sorl.training import train
 from sorl.types import Budget
 
 STEPS = (1, 2, 4, 8)

@@ -20,7 +20,7 @@ import pytest
 
 import probes
 from compilations import compilations
-from sorl import training
+from sorl import members as member_training
 from sorl.algorithm import AbstractAlgorithm, AbstractPolicy
 from sorl.algorithms.sorl import SORL
 from sorl.data.dataset import Dataset
@@ -270,7 +270,7 @@ def test_a_member_whose_rewards_overflow_stops_alone_and_keeps_its_last_good_sta
         assert "critic/loss" in sentence
         assert f"after update {update - 4:,}, is kept" in sentence
         if i == 0:
-            start = training.initial_state(algorithm, dataset.spec, members)
+            start = member_training.initial_state(algorithm, dataset.spec, members)
             good = host(start.algorithm)
         else:
             good = found[i - 1][1]
@@ -310,7 +310,7 @@ def test_an_absurd_learning_rate_stops_every_seed():
     assert all(np.isfinite(leaf).all() for leaf in host(last.state))
     assert_same(
         last.state.algorithm,
-        training.initial_state(wild, make((0, 1)).spec, last.members).algorithm,
+        member_training.initial_state(wild, make((0, 1)).spec, last.members).algorithm,
     )
 
 
@@ -323,7 +323,7 @@ import jax, numpy as np
 import test_training as t
 out = {}
 for tasks, seeds in t.LAYOUTS:
-    assert t.training._mesh(len(tasks) * len(seeds)).size == t.LAYOUTS[tasks, seeds]
+    assert t.member_training._mesh(len(tasks) * len(seeds)).size == t.LAYOUTS[tasks, seeds]
     last = t.last_of(t.TINY_SORL, t.make(), tasks=tasks, seeds=seeds)
     for i, leaf in enumerate(t.host((last.state, dict(last.metrics)))):
         out[f"{tasks}{seeds}{i}"] = leaf

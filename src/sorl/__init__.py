@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from sorl.algorithms.sorl import SORL
     from sorl.data.dataset import Dataset
     from sorl.data.generate import generate
+    from sorl.data.sharding import make_shards
+    from sorl.data.shards import open_shards
     from sorl.data.sources import load_dataset
     from sorl.deployment.policy import Policy, load_stacked
     from sorl.errors import InputError
@@ -50,6 +52,8 @@ _HOMES = {
     "generate": "sorl.data.generate",
     "load_dataset": "sorl.data.sources",
     "load_stacked": "sorl.deployment.policy",
+    "make_shards": "sorl.data.sharding",
+    "open_shards": "sorl.data.shards",
     "train": "sorl.training",
     "write_report": "sorl.report.page",
 }
@@ -75,6 +79,8 @@ __all__ = [
     "generate",
     "load_dataset",
     "load_stacked",
+    "make_shards",
+    "open_shards",
     "train",
     "write_report",
 ]

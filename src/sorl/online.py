@@ -26,13 +26,14 @@ from sorl.collection import Collector, Ended, Episodes
 from sorl.data.dataset import Dataset
 from sorl.data.replay import Replay, Rows, sample_both
 from sorl.errors import InputError
-from sorl.training import (
+from sorl.members import (
     MEMBERS,
     Snapshot,
     TrainingState,
+    copied,
     lay_out,
     run_updates,
-    settle,
+    settled,
     snapshot_of,
 )
 from sorl.types import Budget, Member, Transition
@@ -142,7 +143,8 @@ def learn_online(
         chunk: updates between two snapshots, a multiple of those of a round.
         stopping: whether to give up before the first update. The state is then that of `start`.
     """
-    layout = lay_out(dataset, members)
+    layout = lay_out(members, dataset.tasks, dataset.largest_rewards)
+    dataset = jax.device_put(dataset, layout.everywhere)
     update, state = start
     online: Online = state.online
     state = jax.device_put(
@@ -153,7 +155,7 @@ def learn_online(
     acting_keys = jax.device_put(fold(layout.keys, _ACTING), layout.over_members)
     steps = plan.steps_at(update - first)
     count = plan.environments * plan.updates_per_step
-    alive_before, before = np.asarray(state.alive), _copy(state)
+    alive_before, before = np.asarray(state.alive), copied(state)
     gathered: list[dict[str, Array]] = []
     while steps < plan.steps:
         learns = steps >= plan.start_steps
@@ -183,7 +185,7 @@ def learn_online(
             replay,
             rows,
             size,
-            layout.dataset,
+            dataset,
             layout.task_index,
             layout.keys,
             jnp.int32(update),
@@ -194,13 +196,13 @@ def learn_online(
         gathered.append(metrics)
         if (update - first) % chunk and steps < plan.steps:
             continue
-        state = _settle(before, state)
+        state = settled(before, state)
         whole = state._replace(online=Online(replay, collector.episodes))
         done = len(gathered) * count
         snapshot = snapshot_of(members, whole, update, done, _means(gathered), alive_before)
         of_episodes = _of_episodes(collector.take_ended(), len(members))
         yield dataclasses.replace(snapshot, metrics={**snapshot.metrics, **of_episodes})
-        alive_before, before, gathered = np.asarray(state.alive), _copy(state), []
+        alive_before, before, gathered = np.asarray(state.alive), copied(state), []
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -280,7 +282,7 @@ def _learn(
         replay = replay.insert(rows, size)
         size = size + plan.environments
 
-        def draw(key: PRNGKeyArray, source: tuple[Array, Replay]) -> Transition:
+        def draw(key: PRNGKeyArray, source: tuple[Array, Replay], update: Array) -> Transition:
             index, own = source
             return sample_both(
                 dataset,
@@ -304,12 +306,6 @@ def _learn(
         out_specs=split,
         check_vma=False,  # nothing is exchanged between devices, so there is nothing to check
     )(state, replay, rows, size, dataset, task_index, keys, start, count, limits)
-
-
-# A copy of its own, since the rounds that follow overwrite the state itself: keeping the old one of
-# every round would cost as much time as an update of small networks.
-_copy = jax.jit(lambda state: jax.tree.map(jnp.copy, state))
-_settle = jax.jit(settle, donate_argnums=1)
 
 
 def _means(gathered: Sequence[dict[str, Array]]) -> dict[str, np.ndarray]:

@@ -21,6 +21,7 @@ from sorl.errors import InputError, WorkerError
 COMMANDS = {
     "generate": "make an OGBench data set from scripted experts, without a download",
     "import": "make a data set of your own logs: npz, HDF5, Parquet, CSV",
+    "shard": "make shards of data larger than the memory, to be streamed from disk",
     "train": "train an algorithm on logged data, all tasks and seeds together",
     "tune": "train at every point of a small grid of hyperparameters and compare them",
     "compare": "train several algorithms on the same data and compare them",

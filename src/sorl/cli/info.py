@@ -19,9 +19,10 @@ def _info(path: tyro.conf.Positional[Path]) -> None:
     """Describe a run, a released policy or a data file.
 
     Args:
-        path: folder of a run or of a policy, or an .npz file.
+        path: folder of a run, of a policy or of shards, or an .npz file.
     """
     from sorl.console import print_scores
+    from sorl.data.shards import describe_shards, is_shards
     from sorl.deployment.storage import is_policy, read_policy
     from sorl.runs import Run
 
@@ -33,6 +34,8 @@ def _info(path: tyro.conf.Positional[Path]) -> None:
             f"{f' (images: {saved.spec.image})' if saved.spec.image else ''}, "
             f"{saved.spec.action_size} action entries\n{saved.algorithm}"
         )
+    elif is_shards(path):
+        print(describe_shards(path))
     elif path.is_dir():
         opened = Run.open(path)
         print(_described(path, opened.config))

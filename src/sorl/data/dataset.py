@@ -43,6 +43,23 @@ ACTION_LIMIT = 1 - 1e-5
 """Actions are clipped to this magnitude: oracles log entries at exactly 1 and -1."""
 
 
+def places_of(tasks: Sequence[int], known: Sequence[int]) -> np.ndarray:
+    """Places of tasks among those that data hold rewards of.
+
+    Raises:
+        InputError: the data do not hold one of them, one is named twice, or none is named.
+    """
+    for task in tasks:
+        if task not in known:
+            raise InputError(
+                f"The data hold no rewards of task {task}; they hold task(s) "
+                f"{', '.join(map(str, known))}."
+            )
+    if not tasks or len(set(tasks)) < len(tasks):
+        raise InputError(f"Tasks {tuple(tasks)} are not possible: name each task once.")
+    return np.array([known.index(task) for task in tasks])
+
+
 class Mixture(eqx.Module):
     """How rows of several sources are drawn: first a source by its weight, then a row of it.
 
@@ -63,6 +80,11 @@ class Mixture(eqx.Module):
         # In whole numbers, since a float32 tells no two rows apart beyond 16 million.
         within = jax.random.randint(row_key, (batch_size,), 0, self.count[source])
         return self.first[source] + within
+
+
+def uniform_places(key: PRNGKeyArray, count: int, batch_size: int) -> Int[Array, " batch"]:
+    """Places among `count` transitions, drawn uniformly with replacement."""
+    return jax.random.randint(key, (batch_size,), 0, count)
 
 
 class Dataset(eqx.Module):
@@ -264,6 +286,11 @@ class Dataset(eqx.Module):
         )
 
     @property
+    def rows(self) -> int:
+        """Rows, including the last one of each episode."""
+        return self.ends.shape[0]
+
+    @property
     def spec(self) -> Spec:
         """Sizes of one observation and one action."""
         image = None if self.images is None else self.images.image
@@ -332,7 +359,7 @@ class Dataset(eqx.Module):
         if batch_size < 1:
             raise InputError(f"Batch size {batch_size} is not possible: give at least 1.")
         if self.mixture is None:
-            places = jax.random.randint(key, (batch_size,), 0, self.valid_rows.shape[0])
+            places = uniform_places(key, self.valid_rows.shape[0], batch_size)
         else:
             places = self.mixture.places(key, batch_size)
         rows = self.valid_rows[places]
@@ -346,6 +373,11 @@ class Dataset(eqx.Module):
             key=jax.random.fold_in(key, 1),
         )
 
+    @property
+    def largest_rewards(self) -> Float[Array, " tasks"]:
+        """The largest magnitude of a reward of each task."""
+        return jnp.max(jnp.abs(self.rewards), axis=1)
+
     def select_tasks(self, tasks: Sequence[int]) -> Dataset:
         """The same data with the rewards and masks of these tasks only, in this order.
 
@@ -355,17 +387,9 @@ class Dataset(eqx.Module):
         Raises:
             InputError: the data do not hold one of them, one is named twice, or none is named.
         """
-        for task in tasks:
-            if task not in self.tasks:
-                raise InputError(
-                    f"The data hold no rewards of task {task}; they hold task(s) "
-                    f"{', '.join(map(str, self.tasks))}."
-                )
-        if not tasks or len(set(tasks)) < len(tasks):
-            raise InputError(f"Tasks {tuple(tasks)} are not possible: name each task once.")
         if tuple(tasks) == self.tasks:
             return self
-        places = np.array([self.tasks.index(task) for task in tasks])
+        places = places_of(tasks, self.tasks)
         return dataclasses.replace(
             self, rewards=self.rewards[places], masks=self.masks[places], tasks=tuple(tasks)
         )

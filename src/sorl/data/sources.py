@@ -21,6 +21,7 @@ from sorl.data.mixtures import mix, split_weight
 from sorl.data.names import EnvironmentName
 from sorl.data.origin import read_origin
 from sorl.data.relabel import Relabeller
+from sorl.data.shards import Shards, is_shards, open_shards
 from sorl.errors import InputError
 from sorl.own_names import is_own
 from sorl.units import USUAL
@@ -70,7 +71,7 @@ def load_dataset(
     """
     own = environment is not None and is_own(environment)
     name = None if environment is None or own else EnvironmentName.parse(environment)
-    numbers = _task_numbers(name, tasks)
+    numbers = task_numbers(name, tasks)
     if data is None and environment is not None and environment.startswith(SCHEME):
         data = environment
     if data is not None:
@@ -109,6 +110,11 @@ def _load(source: str, name: EnvironmentName | None, numbers: tuple[int, ...]) -
             )
         return load_minari(source)
     path = Path(source).expanduser()
+    if is_shards(path):
+        raise InputError(
+            f"{path} holds shards, which are streamed while training on them alone: they cannot be "
+            "mixed, fine-tuned on or loaded."
+        )
     reader = ArchiveReader(path)
     reader.require("observations", "actions", "terminals")
     has_rewards = "rewards" in reader.names and "masks" in reader.names
@@ -121,7 +127,37 @@ def _load(source: str, name: EnvironmentName | None, numbers: tuple[int, ...]) -
     return _load_with_task_rewards(reader, name, numbers)
 
 
-def _task_numbers(name: EnvironmentName | None, tasks: Sequence[int] | None) -> tuple[int, ...]:
+def open_stream(
+    environment: str | None, path: Path | str, tasks: Sequence[int] | None = None
+) -> Shards:
+    """Open a folder of shards for training in an environment.
+
+    Args:
+        environment: as for `load_dataset`.
+        path: the folder.
+        tasks: numbers of the tasks whose rewards are wanted; by default the one that
+            `environment` names.
+
+    Raises:
+        InputError: no environment, one that the data do not belong to, a task that they do not
+            hold, or see `open_shards`.
+    """
+    if environment is None:
+        raise InputError(
+            f"{path} is streamed from the disk, and without an environment data are judged by what "
+            "lies on the device: name an environment with --env."
+        )
+    name = None if is_own(environment) else EnvironmentName.parse(environment)
+    numbers, shards = task_numbers(name, tasks), open_shards(path)
+    if name is not None and shards.environment != name.dataset:
+        raise InputError(
+            f"{path} was made of {shards.environment or 'data without an environment'}, not of "
+            f"{name.dataset}: make shards with --env {environment}, or name their environment."
+        )
+    return shards.select_tasks(numbers)
+
+
+def task_numbers(name: EnvironmentName | None, tasks: Sequence[int] | None) -> tuple[int, ...]:
     """Which tasks are wanted, checked before anything is downloaded or read."""
     if tasks is None:
         return (0 if name is None else name.task,)

@@ -14,6 +14,7 @@ from sorl.choices import OWN, Choice
 from sorl.data.archive import ArchiveReader
 from sorl.data.mixtures import split_weight
 from sorl.data.names import EnvironmentName
+from sorl.data.shards import is_shards, open_shards
 from sorl.data.sources import DEFAULT_FOLDER
 from sorl.deployment.calibration import Calibration, Measured, write_calibration
 from sorl.deployment.measuring import belief, latencies
@@ -157,7 +158,7 @@ def calibrate(
 
 
 def held_out_file(run: Run) -> Path | None:
-    """The file of held-out states: the run's validation data, else its training data, if there."""
+    """Where held-out states are: the run's validation data, else its training data, if there."""
     path = run.config["dataset"]["path"]
     environment = run.config.get("environment")
     if isinstance(path, list):
@@ -170,17 +171,23 @@ def held_out_file(run: Run) -> Path | None:
     else:
         return None
     files = (training.with_name(f"{training.stem}-val{training.suffix}"), training)
-    return next((file for file in files if file.is_file()), None)
+    return next((file for file in files if file.is_file() or is_shards(file)), None)
 
 
 def states_of(file: Path, count: int, seed: int) -> Float[np.ndarray, "states observation_size"]:
     """`count` observations of a data file, drawn without replacement (all of a smaller file).
+
+    Of shards, observations of transitions, drawn with replacement.
 
     Raises:
         InputError: the file cannot be read, or `count` is below 1.
     """
     if count < 1:
         raise InputError(f"{count} held-out states are not possible: give at least 1.")
+    if is_shards(file):
+        shards = open_shards(file)
+        numbers = np.random.default_rng(seed).integers(shards.transitions, size=count)
+        return np.asarray(shards.read(numbers, np.zeros(1, int)).observation)
     reader = ArchiveReader(file)
     reader.require("observations")
     observations = reader.read("observations")

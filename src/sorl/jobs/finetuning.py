@@ -15,8 +15,8 @@ from sorl.data.sources import Source
 from sorl.environments import Sizes
 from sorl.errors import InputError
 from sorl.jobs.job import Job, job_of
+from sorl.members import TrainingState, initial_state, members_of
 from sorl.online import Online, Plan
-from sorl.training import TrainingState, initial_state, members_of
 from sorl.types import Budget, Spec
 
 FINETUNING = "finetuning"

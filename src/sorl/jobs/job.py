@@ -12,6 +12,7 @@ from sorl.algorithm import AbstractAlgorithm
 from sorl.data.dataset import Dataset
 from sorl.data.images import USUAL_IMAGES, ImageSettings
 from sorl.data.minari_names import SCHEME
+from sorl.data.shards import Shards
 from sorl.data.sources import Source, source_of
 from sorl.errors import InputError
 from sorl.runs import Run
@@ -32,8 +33,9 @@ class Job:
     Args:
         environment: OGBench name, `minari:NAME` or `gym:ID`; None trains on `data` alone, with
             off-policy evaluation.
-        data: an `.npz` file, `minari:NAME`, or several of them with weights such as `a.npz:0.7`;
-            None looks `environment` up, see `sorl.load_dataset`.
+        data: an `.npz` file, `minari:NAME`, or several of them with weights such as `a.npz:0.7`; or
+            a folder of shards, which are streamed from the disk and need an environment; None
+            looks `environment` up, see `sorl.load_dataset`.
         tasks: tasks to train together; None means the one that `environment` names.
         seeds: seeds to train together.
         updates: gradient updates.
@@ -97,7 +99,9 @@ class Job:
             raise InputError(f"checkpoint_seconds={self.checkpoint_seconds} must be 0 or more.")
 
 
-def config_of(algorithm: AbstractAlgorithm[Any], job: Job, dataset: Dataset) -> dict[str, Any]:
+def config_of(
+    algorithm: AbstractAlgorithm[Any], job: Job, dataset: Dataset | Shards
+) -> dict[str, Any]:
     """Every setting of a run, as its config.json holds it."""
     return {
         **settings_of(algorithm, job),
@@ -112,7 +116,7 @@ def config_of(algorithm: AbstractAlgorithm[Any], job: Job, dataset: Dataset) -> 
         "dataset": {
             "path": paths(job.data),
             "fingerprint": dataset.fingerprint,
-            "rows": int(dataset.ends.shape[0]),
+            "rows": dataset.rows,
         },
         "spec": dataset.spec.describe(),
         **({} if dataset.units == USUAL else {"units": dataset.units.describe()}),
@@ -184,7 +188,9 @@ def settings_in(run: Run) -> tuple[Job, AbstractAlgorithm[Any], str]:
         ) from error
 
 
-def check_fingerprint(run: Run, source: object, dataset: Dataset, fingerprint: str) -> None:
+def check_fingerprint(
+    run: Run, source: object, dataset: Dataset | Shards, fingerprint: str
+) -> None:
     """Raise `InputError` unless data have the fingerprint that a run was started with."""
     if dataset.fingerprint != fingerprint:
         raise InputError(

@@ -15,17 +15,18 @@ from sorl import checkpoint
 from sorl.algorithm import AbstractAlgorithm, AbstractPolicy, in_units
 from sorl.console import Display
 from sorl.data.dataset import Dataset
+from sorl.data.shards import Shards
 from sorl.deployment.card import write_card
 from sorl.deployment.storage import policy_folder, save_policy
 from sorl.evaluation import Evaluator
 from sorl.interruption import Interruption, StoppedError
 from sorl.jobs.finetuning import FINETUNING, like_of
 from sorl.jobs.job import Job, job_of
+from sorl.members import Snapshot, TrainingState, members_of
 from sorl.off_policy import evaluate_off_policy
 from sorl.recorder import Recorder
 from sorl.rollouts import select_member
 from sorl.runs import Run
-from sorl.training import Snapshot, TrainingState, members_of
 from sorl.types import Member
 from sorl.units import Units
 
@@ -44,7 +45,7 @@ class Milestones:
         algorithm: AbstractAlgorithm[Any],
         job: Job,
         members: Sequence[Member],
-        split: tuple[Dataset, Dataset | None],
+        split: tuple[Dataset | Shards, Dataset | None],
         first: int,
         recorder: Recorder,
         evaluator: Evaluator | None,
@@ -184,6 +185,7 @@ class Milestones:
 
     def _evaluate_off_policy(self, update: int, state: TrainingState) -> None:
         training, held_out = self._split
+        assert isinstance(training, Dataset)  # shards are refused without an environment
         try:
             with self._stop.skippable():
                 rows = evaluate_off_policy(

@@ -30,12 +30,12 @@ from sorl.jobs.finetuning import (
 )
 from sorl.jobs.job import IMAGES, Job, check_fingerprint, config_of, settings_in
 from sorl.jobs.session import Session, session
+from sorl.members import TrainingState, members_of
 from sorl.online import Online, Plan, learn_online
 from sorl.own_names import is_own
 from sorl.recorder import check_dashboards
 from sorl.rollouts import check_range
 from sorl.runs import Run
-from sorl.training import TrainingState, members_of
 from sorl.types import Member
 
 

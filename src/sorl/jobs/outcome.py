@@ -8,8 +8,8 @@ from typing import Any
 
 from sorl import checkpoint
 from sorl.jobs.job import Job
+from sorl.members import members_of
 from sorl.runs import Run
-from sorl.training import members_of
 from sorl.types import Member
 
 

@@ -12,14 +12,15 @@ import numpy as np
 from sorl.algorithm import AbstractAlgorithm
 from sorl.console import Display
 from sorl.data.dataset import Dataset
+from sorl.data.shards import Shards
 from sorl.errors import InputError
 from sorl.evaluation import Evaluator
 from sorl.interruption import Interruption
 from sorl.jobs.job import Job
 from sorl.jobs.milestones import Milestones
+from sorl.members import Snapshot
 from sorl.recorder import Recorder
 from sorl.runs import Run
-from sorl.training import Snapshot
 from sorl.types import Member
 
 
@@ -82,7 +83,7 @@ def session(
     algorithm: AbstractAlgorithm[Any],
     job: Job,
     members: Sequence[Member],
-    split: tuple[Dataset, Dataset | None],
+    split: tuple[Dataset | Shards, Dataset | None],
     *,
     first: int = 0,
     quiet: bool,

@@ -8,16 +8,18 @@ from typing import Any
 
 from sorl.algorithm import AbstractAlgorithm
 from sorl.data.dataset import Dataset
-from sorl.data.sources import load_dataset
+from sorl.data.shards import Shards, is_shards
+from sorl.data.sources import load_dataset, open_stream
 from sorl.errors import InputError
 from sorl.inference import check_budgets, policy_skeleton
 from sorl.jobs.finetuning import FINETUNING
 from sorl.jobs.job import EXECUTION, Job, check_fingerprint, config_of, settings_in
 from sorl.jobs.online_work import resume_finetuning
 from sorl.jobs.session import session
+from sorl.members import members_of
 from sorl.recorder import check_dashboards
 from sorl.runs import INCIDENTAL, Run, check_same_config
-from sorl.training import members_of, train
+from sorl.training import train
 
 
 def start(
@@ -74,12 +76,15 @@ def resume(path: Path | str, *, quiet: bool = False) -> Run:
     return run
 
 
-def load_data(job: Job) -> Dataset:
+def load_data(job: Job) -> Dataset | Shards:
     """The data of a job, its images read as the job says.
 
     Raises:
-        InputError: see `load_dataset`; or fitted Q evaluation, which reads states, of images.
+        InputError: see `load_dataset` and `open_stream`; or fitted Q evaluation, which reads
+            states, of images.
     """
+    if isinstance(job.data, Path | str) and is_shards(job.data):
+        return open_stream(job.environment, job.data, job.tasks)
     dataset = load_dataset(job.environment, data=job.data, tasks=job.tasks)
     if dataset.images is not None and job.environment is None and job.fitted_q_updates:
         raise InputError(
@@ -93,14 +98,15 @@ def _work(
     run: Run,
     algorithm: AbstractAlgorithm[Any],
     job: Job,
-    dataset: Dataset,
+    dataset: Dataset | Shards,
     *,
     quiet: bool,
 ) -> None:
     members = members_of(dataset.tasks, job.seeds)
     # Without an environment, episodes that nothing is learnt from are all there is to judge by.
-    share = job.held_out if job.environment is None else 0.0
-    split = dataset.split(share, seed=job.evaluation_seed)
+    split: tuple[Dataset | Shards, Dataset | None] = dataset, None
+    if job.environment is None and isinstance(dataset, Dataset):
+        split = dataset.split(job.held_out, seed=job.evaluation_seed)
     with session(run, algorithm, job, members, split, quiet=quiet) as work:
         begin = work.milestones.restore()
         done = 0 if begin is None else begin[0]
