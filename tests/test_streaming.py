@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +25,7 @@ from sorl.data.sharding import make_shards
 from sorl.data.shards import Manifest, Shards, is_shards, open_shards
 from sorl.data.sources import load_dataset, open_stream
 from sorl.errors import InputError
-from sorl.members import members_of, update_keys
+from sorl.members import Snapshot, members_of, update_keys
 from sorl.training import train
 
 SIZES = ((4, 6, 3), (5,), (2, 9))
@@ -187,6 +190,31 @@ def test_training_equals_that_on_the_device(
         pairs = zip(jax.tree.leaves(found.state), jax.tree.leaves(expected.state), strict=True)
         for one, other in pairs:
             np.testing.assert_allclose(np.asarray(one), np.asarray(other), rtol=2e-3, atol=2e-5)
+
+
+def test_several_devices_get_the_batches_of_their_members(shards: Shards) -> None:
+    """In a process with 8 devices, of which 4 members take 4, as in this one."""
+    program = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import jax, numpy as np
+import test_streaming as t
+last = t.last_of_four(t.open_shards({str(shards.path)!r}))
+assert len(jax.devices()) == 8 and len(last.state.alive.sharding.device_set) == 4
+sys.stdout.buffer.write(np.asarray(last.state.algorithm.actor.mlp.layers[0].weight).tobytes())
+"""
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, check=True
+    )
+    one = np.asarray(last_of_four(shards).state.algorithm.actor.mlp.layers[0].weight)
+    found = np.frombuffer(done.stdout, np.float32).reshape(one.shape)
+    np.testing.assert_allclose(found, one, rtol=2e-3, atol=2e-5)
+
+
+def last_of_four(shards: Shards) -> Snapshot:
+    *_, last = train(ALGORITHM, shards, seeds=range(4), updates=6, chunk=4, batch_size=16)
+    return last
 
 
 def test_going_on_is_exact(shards: Shards) -> None:

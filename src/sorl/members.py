@@ -217,6 +217,30 @@ def run_updates(
     return TrainingState(final, healthy), sums
 
 
+def on_every_device(
+    function: Callable[..., Any], mesh: Mesh, *, shared: Sequence[int] = ()
+) -> Callable[..., Any]:
+    """A function of all members, made of one of the members of a single device.
+
+    Args:
+        function: its arguments and results have leading axes of members, but for those arguments
+            that all members share.
+        mesh: the devices, see `Layout`.
+        shared: positions of those.
+    """
+    split, same = PartitionSpec(MEMBERS), PartitionSpec()
+
+    def on_all(*arguments: Any) -> Any:
+        specs = tuple(same if i in shared else split for i in range(len(arguments)))
+        # Nothing is exchanged between devices, so there is nothing to check.
+        mapped = jax.shard_map(
+            function, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False
+        )
+        return mapped(*arguments)
+
+    return on_all
+
+
 def settle(before: TrainingState, after: TrainingState) -> TrainingState:
     """The state after a chunk, but that before it of every member that is alive no more.
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree
 
 from sorl import inference
@@ -27,11 +27,11 @@ from sorl.data.dataset import Dataset
 from sorl.data.replay import Replay, Rows, sample_both
 from sorl.errors import InputError
 from sorl.members import (
-    MEMBERS,
     Snapshot,
     TrainingState,
     copied,
     lay_out,
+    on_every_device,
     run_updates,
     settled,
     snapshot_of,
@@ -233,14 +233,8 @@ def _act(
         act_all = jax.vmap(functools.partial(act_in, policy, jax.random.fold_in(key, steps)))
         return act_all(seen, numbers)
 
-    split = PartitionSpec(MEMBERS)
-    return jax.shard_map(
-        jax.vmap(act_member, in_axes=(0, 0, 0, None)),
-        mesh=mesh,
-        in_specs=(split, split, split, PartitionSpec()),
-        out_specs=split,
-        check_vma=False,
-    )(states, observations, keys, steps)
+    act_all = jax.vmap(act_member, in_axes=(0, 0, 0, None))
+    return on_every_device(act_all, mesh, shared=(3,))(states, observations, keys, steps)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -298,14 +292,9 @@ def _learn(
         state, sums = run_updates(algorithm, draw, state, sources, keys, start, count, limits)
         return state, replay, {name: value / count for name, value in sums.items()}
 
-    split, same = PartitionSpec(MEMBERS), PartitionSpec()
-    return jax.shard_map(
-        local,
-        mesh=mesh,
-        in_specs=(split, split, split, same, same, split, split, same, same, split),
-        out_specs=split,
-        check_vma=False,  # nothing is exchanged between devices, so there is nothing to check
-    )(state, replay, rows, size, dataset, task_index, keys, start, count, limits)
+    return on_every_device(local, mesh, shared=(3, 4, 7, 8))(
+        state, replay, rows, size, dataset, task_index, keys, start, count, limits
+    )
 
 
 def _means(gathered: Sequence[dict[str, Array]]) -> dict[str, np.ndarray]:

@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from sorl.algorithm import AbstractAlgorithm
@@ -29,12 +29,12 @@ from sorl.data.dataset import uniform_places
 from sorl.data.shards import Shards
 from sorl.errors import InputError
 from sorl.members import (
-    MEMBERS,
     Layout,
     Snapshot,
     TrainingState,
     copied,
     lay_out,
+    on_every_device,
     run_updates,
     settled,
     snapshot_of,
@@ -210,11 +210,4 @@ def _run_block(
     ) -> tuple[TrainingState, dict[str, Array]]:
         return run_updates(algorithm, draw, state, batches, keys, first, count, limits)
 
-    split, same = PartitionSpec(MEMBERS), PartitionSpec()
-    return jax.shard_map(
-        local,
-        mesh=mesh,
-        in_specs=(split, split, split, same, same, split),
-        out_specs=split,
-        check_vma=False,  # nothing is exchanged between devices, so there is nothing to check
-    )(state, batches, keys, first, count, limits)
+    return on_every_device(local, mesh, shared=(3, 4))(state, batches, keys, first, count, limits)

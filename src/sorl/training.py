@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from sorl.algorithm import AbstractAlgorithm
@@ -20,13 +20,13 @@ from sorl.data.dataset import Dataset
 from sorl.data.shards import Shards
 from sorl.errors import InputError
 from sorl.members import (
-    MEMBERS,
     Snapshot,
     State,
     TrainingState,
     initial_state,
     lay_out,
     members_of,
+    on_every_device,
     run_updates,
     settle,
     snapshot_of,
@@ -133,14 +133,10 @@ def _run_chunk(
     limits: Float[Array, " members"],
 ) -> tuple[TrainingState, dict[str, Float[Array, " members"]]]:
     """`count` updates of every member; the count is not static, so any chunk compiles once."""
-    split, same = PartitionSpec(MEMBERS), PartitionSpec()
-    return jax.shard_map(
-        functools.partial(_run_local_chunk, algorithm, batch_size),
-        mesh=mesh,
-        in_specs=(split, same, split, split, same, same, split),
-        out_specs=split,
-        check_vma=False,  # nothing is exchanged between devices, so there is nothing to check
-    )(state, dataset, task_index, keys, start, count, limits)
+    local = functools.partial(_run_local_chunk, algorithm, batch_size)
+    return on_every_device(local, mesh, shared=(1, 4, 5))(
+        state, dataset, task_index, keys, start, count, limits
+    )
 
 
 def _run_local_chunk(
