@@ -202,6 +202,9 @@ def test_a_fine_tuned_run_is_a_run(whole: Path, parent: Path, tmp_path: Path) ->
     assert section["parent"]["update"] == FIRST
     assert run.config["dataset"] == Run.open(parent).config["dataset"]
     assert [row["update"] for row in run.metrics()[::2]] == [8, 12, 16, 20, 24, 28]
+    # Rates count the updates of this run alone.
+    for row in run.timing():
+        assert float(row["seconds"]) * float(row["updates_per_second"]) == pytest.approx(4)
     # The first evaluation is that of the parent, and every other one is of something else.
     scores = {(row["update"], row["seed"]): row["success"] for row in run.evaluations()}
     assert [update for update, _ in scores][::2] == [FIRST, FIRST + 12, LAST]

@@ -65,7 +65,7 @@ class Milestones:
         self._evaluator = evaluator
         self._display = display
         self._clock = time.perf_counter()
-        self._update = 0
+        self._update = first
 
     def restore(self) -> tuple[int, TrainingState] | None:
         """Go back to the newest checkpoint, drop what was recorded after it, make up leeway."""
