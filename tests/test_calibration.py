@@ -370,14 +370,14 @@ def test_states_are_held_out_and_what_is_missing_is_told(
     file = held_out_file(run)
     assert file is not None
     assert file.name.endswith("-val.npz")
-    states = states_of(file, 50, seed=1)
+    states = states_of(run, file, 50, seed=1)
     assert states.shape == (50, run.config["spec"]["observation_size"])
     assert states.dtype == np.float32
     with np.load(file) as data:
         rows = {row.tobytes() for row in data["observations"].astype(np.float32)}
     assert {row.tobytes() for row in states} <= rows
     assert len({row.tobytes() for row in states}) == 50, "no state twice"
-    np.testing.assert_array_equal(states, states_of(file, 50, seed=1))
+    np.testing.assert_array_equal(states, states_of(run, file, 50, seed=1))
 
     run.config["dataset"]["path"] = str(tmp_path / "moved.npz")
     assert held_out_file(run) is None

@@ -27,7 +27,11 @@ from sorl.environments import VectorEnvironment
 from sorl.errors import InputError
 from sorl.evaluation import Evaluator
 from sorl.flow_policy import FlowPolicy
+from sorl.jobs.calibration import states_of
+from sorl.jobs.job import Job, config_of
+from sorl.jobs.work import load_data
 from sorl.nn import ActionNetwork, Critic
+from sorl.runs import Run
 from sorl.spaces import take_apart
 from sorl.training import train
 from sorl.types import Budget, Image, Member, Spec, Transition
@@ -258,6 +262,28 @@ def test_scored_policies_see_images_too() -> None:
     np.testing.assert_allclose(
         values, policy.critic.batch(seen.observation, seen.action), atol=1e-4
     )
+
+
+def test_calibration_draws_states_as_the_run_reads_them(tmp_path: Path) -> None:
+    rng, data = np.random.default_rng(0), tmp_path / "data.npz"
+    np.savez(
+        data,
+        allow_pickle=False,
+        observations=rng.normal(size=(8, 3)).astype(np.float32),
+        images=rng.integers(0, 256, (8, 4, 4, 2), np.uint8),
+        actions=rng.uniform(-1, 1, (8, 2)).astype(np.float32),
+        terminals=np.eye(8, dtype=np.float32)[[3, 7]].sum(0),
+        rewards=np.zeros(8, np.float32),
+        masks=np.ones(8, np.float32),
+    )
+    job = Job(environment=None, data=data, images=SETTINGS, fitted_q_updates=0)
+    dataset = load_data(job)
+    assert isinstance(dataset, Dataset)
+    run = Run.create(tmp_path / "run", config_of(SORL(hidden=(4,)), job, dataset))
+    states = states_of(run, data, 100, seed=0)
+    assert states.shape == (6, SPEC.observation_size)
+    known = np.asarray(dataset.observed(dataset.valid_rows))
+    assert {row.tobytes() for row in states} == {row.tobytes() for row in known}
 
 
 @pytest.mark.parametrize("format", ["numpy", "onnx"])

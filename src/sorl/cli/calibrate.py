@@ -73,7 +73,7 @@ def _calibrate(
         rows=rows,
         calls=calls,
         episodes=episodes,
-        observations=None if file is None else states_of(file, states, seed),
+        observations=None if file is None else states_of(opened, file, states, seed),
         seed=seed,
         workers=workers,
         progress=show_progress,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -15,7 +16,7 @@ from sorl.data.archive import ArchiveReader
 from sorl.data.mixtures import split_weight
 from sorl.data.names import EnvironmentName
 from sorl.data.shards import is_shards, open_shards
-from sorl.data.sources import DEFAULT_FOLDER
+from sorl.data.sources import DEFAULT_FOLDER, load_dataset
 from sorl.deployment.calibration import Calibration, Measured, write_calibration
 from sorl.deployment.measuring import belief, latencies
 from sorl.deployment.policy import Policy, load_stacked
@@ -23,6 +24,7 @@ from sorl.deployment.storage import policy_folder
 from sorl.errors import InputError
 from sorl.evaluation import Evaluator
 from sorl.inference import Strategy
+from sorl.jobs.job import IMAGES, settings_in
 from sorl.own_names import is_own
 from sorl.runs import Run
 from sorl.samplers import Sampler
@@ -174,16 +176,24 @@ def held_out_file(run: Run) -> Path | None:
     return next((file for file in files if file.is_file() or is_shards(file)), None)
 
 
-def states_of(file: Path, count: int, seed: int) -> Float[np.ndarray, "states observation_size"]:
+def states_of(
+    run: Run, file: Path, count: int, seed: int
+) -> Float[np.ndarray, "states observation_size"]:
     """`count` observations of a data file, drawn without replacement (all of a smaller file).
 
-    Of shards, observations of transitions, drawn with replacement.
+    Of shards, observations of transitions, drawn with replacement; of images, those of transitions,
+    stacked as the run reads them.
 
     Raises:
         InputError: the file cannot be read, or `count` is below 1.
     """
     if count < 1:
         raise InputError(f"{count} held-out states are not possible: give at least 1.")
+    if IMAGES in run.config:
+        job, _, _ = settings_in(run)
+        dataset = load_dataset(job.environment, data=file, tasks=job.tasks)
+        rows = np.random.default_rng(seed).permutation(np.asarray(dataset.valid_rows))[:count]
+        return np.asarray(dataset.reading_images(job.images).observed(jnp.asarray(rows)))
     if is_shards(file):
         shards = open_shards(file)
         numbers = np.random.default_rng(seed).integers(shards.transitions, size=count)
