@@ -5,8 +5,8 @@
 Rows are synthetic, observation 28 and action 5, 1,001 rows an episode. Rates are those of SORL with
 one seed and batches of 256: the same updates in turn from a million rows on the device and from the
 same rows on the disk (A B A B ...), medians. Memory is that of a process that trains on files of
-10 and 100 million rows, which are sparse, so that they take no room on the disk: how many pages
-were touched is told by the resident size with files, what the process itself takes by that without.
+1, 10 and 100 million rows, which are sparse, so that they take no room on the disk: its own, and
+its own with the pages of files that it has touched.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from sorl.data.sharding import make_shards
 from sorl.data.shards import Manifest, Shards, is_shards, open_shards
 from sorl.data.sources import load_dataset, open_stream
 from sorl.errors import InputError
+from sorl.jobs.calibration import held_out_file, states_of
 from sorl.members import Snapshot, members_of, update_keys
 from sorl.training import train
 
@@ -267,6 +268,9 @@ def test_from_files_to_an_evaluated_run_and_on(
     opened = sorl.Run.open(run)
     assert opened.config["dataset"]["rows"] == 29
     assert len(opened.evaluations()) == 1
+    assert cli.run(["resume", str(run)]) == 0
+    assert held_out_file(opened) == made
+    assert states_of(opened, made, 50, seed=0).shape == (50, 3)
     capsys.readouterr()
     shutil.rmtree(made / "00001")
     assert cli.run(["resume", str(run)]) == 2
@@ -331,6 +335,10 @@ def cut(name: str) -> Callable[[Path], None]:
         (garble(more=1), "lacks or garbles"),
         (cut("rows.npy"), "is damaged"),
         (cut("ends.npy"), "is damaged"),
+        (
+            lambda folder: np.save(folder / "00000" / "ends.npy", np.array([9, 3, 12])),
+            "no ends of episodes",
+        ),
         (lambda folder: (folder / "shards.json").write_text("[]"), "must hold a JSON object"),
         (lambda folder: (folder / "00000" / "ends.npy").unlink(), "There is no"),
         (
@@ -362,6 +370,8 @@ def test_what_cannot_become_shards(
         make_shards([tmp_path], tmp_path / "out")
     with pytest.raises(InputError, match="Name at least one"):
         make_shards([], tmp_path / "out")
+    with pytest.raises(InputError, match="rewards of one task, which counts as task 0"):
+        make_shards(files_of, tmp_path / "out", tasks=(3,))
     with pytest.raises(InputError, match="holds no shards"):
         make_shards(files_of, files_of[0].parent)
     wide = tmp_path / "wide.npz"

@@ -131,7 +131,7 @@ class _Blocks:
         done: int,
         updates: int,
     ) -> None:
-        self._shards, self._length, self._chunk, self._done = shards, length, chunk, done
+        self._shards, self._chunk, self._done = shards, chunk, done
         index = np.asarray(layout.task_index)
         self._task_places = shards.task_places[index][:, None, None]
         # Keys are the same numbers on any device, and the host needs what is drawn.

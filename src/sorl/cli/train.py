@@ -44,7 +44,8 @@ class Options:
         env: OGBench environment, for example cube-single-play-singletask-v0; or minari:NAME, or
             gym:ID for data of your own.
         data: data file to learn from, or minari:NAME; several are mixed, by weights such as
-            a.npz:0.7 b.npz:0.3. Without it the data of --env are looked up and downloaded.
+            a.npz:0.7 b.npz:0.3; or a folder of shards (sorl shard), which is streamed. Without it
+            the data of --env are looked up and downloaded.
         tasks: tasks of the environment to train together; without it the one it names.
         seeds: number of seeds, trained together: 0, 1, ...
         updates: gradient updates.

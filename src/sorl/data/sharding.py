@@ -58,8 +58,7 @@ def make_shards(
     known = () if made is None else made.shards
     on_progress(len(known), len(paths))
     for index in range(len(known), len(paths)):
-        # Rewards of a file's own belong to the task that is asked for, so they are never asked.
-        dataset = load_dataset(environment, data=paths[index], tasks=tasks if name else None)
+        dataset = load_dataset(environment, data=paths[index], tasks=tasks)
         _check_kind(made, dataset, paths[index])
         if made is None:
             made = Manifest(dataset.spec, label, dataset.tasks, dataset.units, len(paths), ())

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import mmap
 from collections.abc import Sequence
 from pathlib import Path
@@ -141,8 +142,6 @@ class Shards:
 
         It trusts the manifest: the rows are not read.
         """
-        import hashlib
-
         told = repr([self.tasks, *(shard.fingerprint for shard in self.shards)])
         return hashlib.sha256(told.encode()).hexdigest()
 
@@ -213,6 +212,11 @@ class Shards:
             shard, folder = self.shards[index], self.path / self.shards[index].name
             rows = _mapped(folder / "rows.npy", (shard.rows,), self._record)
             ends = _mapped(folder / "ends.npy", (shard.episodes,), np.dtype(np.int64))
+            if ends[-1] != shard.rows - 1 or np.diff(ends, prepend=-1).min() < 2:
+                raise InputError(
+                    f"{folder / 'ends.npy'} is damaged: these are no ends of episodes; make the "
+                    "shards again, or restore it from a copy."
+                )
             self._opened[index] = rows, ends - np.arange(shard.episodes)
         return self._opened[index]
 
