@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from sorl.arithmetic import Product
+
 LAYER_NORM_EPSILON = 1e-6
 
 
@@ -20,14 +22,21 @@ class Linear(eqx.Module):
 
     weight: Float[Array, "inputs outputs"]
     bias: Float[Array, " outputs"]
+    product: Product
 
     def __init__(self, inputs: int, outputs: int, *, key: PRNGKeyArray):
         self.weight = jax.nn.initializers.glorot_uniform()(key, (inputs, outputs), jnp.float32)
         self.bias = jnp.zeros(outputs)
+        self.product = Product()
+
+    @property
+    def outputs(self) -> int:
+        """Size of y."""
+        return self.bias.shape[-1]
 
     def __call__(self, x: Float[Array, " inputs"]) -> Float[Array, " outputs"]:
         """Map one sample."""
-        return x @ self.weight + self.bias
+        return self.product(x, self.weight) + self.bias
 
 
 class LayerNorm(eqx.Module):

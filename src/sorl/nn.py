@@ -72,6 +72,27 @@ class MLP(eqx.Module):
                 x = self.norms[index](x)
         return self.layers[-1](x)
 
+    def recorded(
+        self, x: Float[Array, "rows inputs"], offsets: Sequence[Float[Array, "rows _"]]
+    ) -> tuple[Float[Array, "rows outputs"], list[Float[Array, "rows _"]]]:
+        """Map many samples, and tell what every dense layer read.
+
+        Args:
+            x: the samples.
+            offsets: added to what each dense layer answers.
+
+        Returns:
+            The answers, and what each dense layer read.
+        """
+        assert not self.norms
+        read = []
+        for index, (layer, offset) in enumerate(zip(self.layers, offsets, strict=True)):
+            if index:
+                x = jax.nn.gelu(x, approximate=True)
+            read.append(x)
+            x = jax.vmap(layer)(x) + offset
+        return x, read
+
 
 class ActionNetwork(eqx.Module):
     """f(s, x, scalars...): reads an observation and something of an action's size, answers alike.

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from sorl.algorithm import AbstractAlgorithm
+from sorl.arithmetic import Arithmetic
 from sorl.data.dataset import Dataset
 from sorl.data.shards import Shards
 from sorl.errors import InputError
@@ -31,6 +32,7 @@ from sorl.members import (
     settle,
     snapshot_of,
 )
+from sorl.mixed_precision import in_arithmetic
 from sorl.streaming import stream_chunks
 from sorl.types import Member, Transition
 
@@ -44,6 +46,7 @@ def train(
     tasks: Sequence[int] | None = None,
     batch_size: int = 256,
     chunk: int = 1000,
+    arithmetic: Arithmetic = "float32",
     start: tuple[int, TrainingState] | None = None,
 ) -> Iterator[Snapshot]:
     """Train every pair of a task and a seed; yield a snapshot after each chunk.
@@ -60,12 +63,15 @@ def train(
         tasks: tasks to train, all of them in `dataset`.
         batch_size: rows of one batch.
         chunk: updates between two snapshots.
+        arithmetic: in which numbers networks are multiplied, see `sorl.arithmetic`.
         start: where to go on: the number of updates done and the state after them, as a snapshot
             held them. A training that goes on equals one that was never interrupted, bit by bit.
 
     Raises:
-        InputError: numbers out of range, or tasks that the data do not have.
+        InputError: numbers out of range, tasks that the data do not have, or an arithmetic that the
+            devices do not.
     """
+    algorithm = in_arithmetic(algorithm, arithmetic)
     for name, value in (("updates", updates), ("batch_size", batch_size), ("chunk", chunk)):
         if value < 1:
             raise InputError(f"Training with {name}={value} is not possible: give at least 1.")

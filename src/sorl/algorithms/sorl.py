@@ -70,6 +70,7 @@ from sorl.losses import (
 )
 from sorl.nn import ActionNetwork, Critic
 from sorl.optim import adam, gradient_step, minimise, moving_average
+from sorl.path_gradient import path_value_and_gradient
 from sorl.types import Budget, Spec, Transition
 
 HEADS = 2
@@ -398,15 +399,25 @@ class SORL(AbstractAlgorithm[SORLState]):
         *,
         steps: int,
     ) -> Float[Array, ""]:
-        """L_QL with backpropagation through all `steps` steps; heads combined by their mean."""
-        extra = steps_input(jnp.asarray(steps, jnp.float32), self.critic_sees_steps)
+        """L_QL of the actions of `steps` steps; heads combined by their mean."""
 
-        def action(
+        def end(
             s: Float[Array, " observation_size"], x0: Float[Array, " action_size"]
         ) -> Float[Array, " action_size"]:
-            return act_from_noise(actor, s, x0, steps=steps)
+            return euler_path(actor.bind(s), x0, steps=steps)
 
-        values = critic.batch(observation, jax.vmap(action)(observation, noise), *extra)
+        return self._q_loss_at(jax.vmap(end)(observation, noise), critic, observation, steps)
+
+    def _q_loss_at(
+        self,
+        ends: Float[Array, "batch action_size"],
+        critic: Critic,
+        observation: Float[Array, "batch observation_size"],
+        steps: int,
+    ) -> Float[Array, ""]:
+        """L_QL of paths of `steps` steps that end at `ends`; a clipped entry passes no gradient."""
+        extra = steps_input(jnp.asarray(steps, jnp.float32), self.critic_sees_steps)
+        values = critic.batch(observation, jnp.clip(ends, -1, 1), *extra)
         return normalised_q_loss(jnp.mean(values, axis=-1))
 
     def _q_loss_and_gradient(
@@ -417,18 +428,18 @@ class SORL(AbstractAlgorithm[SORLState]):
         noise: Float[Array, "batch action_size"],
         choice: Int[Array, ""],
     ) -> tuple[Float[Array, ""], ActionNetwork]:
+        def through(
+            steps: int, actor: ActionNetwork, critic: Critic
+        ) -> tuple[Float[Array, ""], ActionNetwork]:
+            def loss(ends: Float[Array, "batch action_size"]) -> Float[Array, ""]:
+                return self._q_loss_at(ends, critic, observation, steps)
+
+            return path_value_and_gradient(loss, actor, observation, noise, steps=steps)
+
         # The gradient is taken inside each branch: a gradient through `switch` would save the
         # intermediate values of every branch, whichever runs.
-        branches = [
-            functools.partial(
-                lambda steps, actor: eqx.filter_value_and_grad(self.q_loss)(
-                    actor, critic, observation, noise, steps=steps
-                ),
-                2**power,
-            )
-            for power in range(self._powers())
-        ]
-        return jax.lax.switch(choice, branches, actor)
+        branches = [functools.partial(through, 2**power) for power in range(self._powers())]
+        return jax.lax.switch(choice, branches, actor, critic)
 
     def choose_steps(self, update_index: Int[Array, ""]) -> tuple[Int[Array, ""], Int[Array, ""]]:
         """log2 k for the critic and, independently, for the actor; uniform over the powers."""
@@ -452,10 +463,7 @@ def act_from_noise(
     start: int = 0,
     finest: int | None = None,
 ) -> Float[Array, " action_size"]:
-    """π_k(s) as a function of its noise, or of the point x of step `start`; see `euler_path`.
-
-    A clipped entry passes no gradient.
-    """
+    """π_k(s) as a function of its noise, or of the point x of step `start`; see `euler_path`."""
     path = euler_path(network.bind(observation), x, steps=steps, start=start, finest=finest)
     return jnp.clip(path, -1, 1)
 

@@ -14,6 +14,7 @@ import tyro
 
 from sorl import algorithms, jobs
 from sorl.algorithm import AbstractAlgorithm
+from sorl.arithmetic import Arithmetic
 from sorl.data.images import USUAL_IMAGES, ImageSettings
 from sorl.data.names import EnvironmentName
 from sorl.data.sources import source_of
@@ -50,6 +51,7 @@ class Options:
         seeds: number of seeds, trained together: 0, 1, ...
         updates: gradient updates.
         batch_size: rows of one batch.
+        arithmetic: in which numbers networks are multiplied in training; tf32 on NVIDIA GPUs alone.
         log_every: updates between two rows of metrics.csv.
         evaluate_every: updates between two evaluations.
         episodes: episodes for each budget, task and seed.
@@ -69,6 +71,7 @@ class Options:
     seeds: int = 1
     updates: int = 1_000_000
     batch_size: int = 256
+    arithmetic: Arithmetic = "float32"
     log_every: int = 250
     evaluate_every: int = 100_000
     episodes: int = 50

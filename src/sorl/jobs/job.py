@@ -9,6 +9,7 @@ from typing import Any
 
 from sorl import algorithms, provenance
 from sorl.algorithm import AbstractAlgorithm
+from sorl.arithmetic import Arithmetic, check_arithmetic
 from sorl.data.dataset import Dataset
 from sorl.data.images import USUAL_IMAGES, ImageSettings
 from sorl.data.minari_names import SCHEME
@@ -40,6 +41,7 @@ class Job:
         seeds: seeds to train together.
         updates: gradient updates.
         batch_size: rows of one batch.
+        arithmetic: in which numbers networks are multiplied in training, see `sorl.arithmetic`.
         log_every: updates between two rows of metrics.csv; also the unit of stopping.
         evaluate_every: updates between two evaluations, a multiple of `log_every`; the last
             update is always evaluated.
@@ -62,6 +64,7 @@ class Job:
     seeds: tuple[int, ...] = (0,)
     updates: int = 1_000_000
     batch_size: int = 256
+    arithmetic: Arithmetic = "float32"
     log_every: int = 250
     evaluate_every: int = 100_000
     budgets: tuple[Budget, ...] = (Budget(1, 1), Budget(4, 1), Budget(4, 8))
@@ -82,6 +85,7 @@ class Job:
                 raise InputError(f"{name}={getattr(self, name)} is not possible: give at least 1.")
         if self.workers is not None and self.workers < 1:
             raise InputError(f"workers={self.workers} is not possible: give at least 1.")
+        check_arithmetic(self.arithmetic)
         if self.evaluate_every % self.log_every:
             raise InputError(
                 f"evaluate_every={self.evaluate_every} must be a multiple of log_every="
@@ -133,6 +137,8 @@ def settings_of(algorithm: AbstractAlgorithm[Any], job: Job) -> dict[str, Any]:
         "training": {
             "updates": job.updates,
             "batch_size": job.batch_size,
+            # Runs in float32 are named as they always were.
+            **({} if job.arithmetic == "float32" else {"arithmetic": job.arithmetic}),
             "log_every": job.log_every,
             "evaluate_every": job.evaluate_every,
             "budgets": [str(budget) for budget in job.budgets],

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sorl.algorithm import AbstractAlgorithm
+from sorl.arithmetic import check_devices
 from sorl.data.dataset import Dataset
 from sorl.data.shards import Shards, is_shards
 from sorl.data.sources import load_dataset, open_stream
@@ -49,6 +50,7 @@ def start(
     dataset = load_data(job)
     check_budgets(policy_skeleton(algorithm), job.budgets)
     members_of(dataset.tasks, job.seeds)
+    check_devices(job.arithmetic)
     check_dashboards(tensorboard=job.tensorboard, wandb=job.wandb)
     config = config_of(algorithm, job, dataset)
     if known:
@@ -118,6 +120,7 @@ def _work(
             updates=job.updates,
             batch_size=job.batch_size,
             chunk=job.log_every,
+            arithmetic=job.arithmetic,
             start=begin,
         )
         work.follow(snapshots, done)
