@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from sorl.arithmetic import Product
+from sorl.arithmetic import Compute
 from sorl.layers import LayerNorm, Linear
 from sorl.types import EncoderName, Image, Spec
 
@@ -52,14 +52,14 @@ class Convolution(eqx.Module):
 
     weight: Float[Array, "places outputs"]
     bias: Float[Array, " outputs"]
-    product: Product
+    compute: Compute
 
     def __init__(self, inputs: int, outputs: int, *, key: PRNGKeyArray):
         initialise = jax.nn.initializers.glorot_uniform()
         weight = initialise(key, (KERNEL, KERNEL, inputs, outputs), jnp.float32)
         self.weight = weight.reshape(KERNEL * KERNEL * inputs, outputs)
         self.bias = jnp.zeros(outputs)
-        self.product = Product()
+        self.compute = Compute()
 
     def __call__(
         self, image: Float[Array, "height width inputs"]
@@ -70,7 +70,7 @@ class Convolution(eqx.Module):
             size = image.shape[axis]
             places = [jax.lax.slice_in_dim(padded, i, i + size, axis=axis) for i in range(KERNEL)]
             image = jnp.concatenate(places, axis=-1)
-        return self.product(image, self.weight) + self.bias[None, None]
+        return self.compute.product(image, self.weight) + self.bias[None, None]
 
 
 def max_pool(

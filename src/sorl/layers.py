@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any, TypeVar
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from sorl.arithmetic import Product
+from sorl.arithmetic import Compute
 
 LAYER_NORM_EPSILON = 1e-6
+
+Network = TypeVar("Network", bound=eqx.Module)
 
 
 class Linear(eqx.Module):
@@ -22,12 +26,12 @@ class Linear(eqx.Module):
 
     weight: Float[Array, "inputs outputs"]
     bias: Float[Array, " outputs"]
-    product: Product
+    compute: Compute
 
     def __init__(self, inputs: int, outputs: int, *, key: PRNGKeyArray):
         self.weight = jax.nn.initializers.glorot_uniform()(key, (inputs, outputs), jnp.float32)
         self.bias = jnp.zeros(outputs)
-        self.product = Product()
+        self.compute = Compute()
 
     @property
     def outputs(self) -> int:
@@ -36,7 +40,24 @@ class Linear(eqx.Module):
 
     def __call__(self, x: Float[Array, " inputs"]) -> Float[Array, " outputs"]:
         """Map one sample."""
-        return self.product(x, self.weight) + self.bias
+        return self.compute.product(x, self.weight) + self.bias
+
+
+def shortened(network: Network) -> Network:
+    """The same network with weights as its products read them, for many passes without gradients.
+
+    In bfloat16 the weights would be rounded again in every pass.
+    """
+
+    def is_linear(node: object) -> bool:
+        return isinstance(node, Linear)
+
+    def shorten(node: Any) -> Any:
+        if not is_linear(node):
+            return node
+        return eqx.tree_at(lambda layer: layer.weight, node, node.compute.factor(node.weight))
+
+    return jax.tree.map(shorten, network, is_leaf=is_linear)
 
 
 class LayerNorm(eqx.Module):

@@ -67,7 +67,7 @@ class MLP(eqx.Module):
     def __call__(self, x: Float[Array, " inputs"]) -> Float[Array, " outputs"]:
         """Map one sample."""
         for index, layer in enumerate(self.layers[:-1]):
-            x = jax.nn.gelu(layer(x), approximate=True)
+            x = layer.compute.gelu(layer(x))
             if self.norms:
                 x = self.norms[index](x)
         return self.layers[-1](x)
@@ -88,7 +88,7 @@ class MLP(eqx.Module):
         read = []
         for index, (layer, offset) in enumerate(zip(self.layers, offsets, strict=True)):
             if index:
-                x = jax.nn.gelu(x, approximate=True)
+                x = layer.compute.gelu(x)
             read.append(x)
             x = jax.vmap(layer)(x) + offset
         return x, read

@@ -41,13 +41,13 @@ def path_value_and_gradient(
 
     Args:
         loss: from the ends of all paths to the loss.
-        network: v, which reads t and κ.
+        network: v, which reads t and κ; its MLP may be `sorl.layers.shortened`.
         observation: s of every path.
         noise: where the paths begin.
         steps: k; all are differentiated through.
 
     Returns:
-        The loss and the gradient.
+        The loss and the gradient, in float32.
     """
     layers = network.mlp.layers
     rows = len(noise)
@@ -76,13 +76,13 @@ def path_value_and_gradient(
     (gradient,) = to_encoder(to_features)
 
     def of_layer(index: int) -> Linear:
-        product = layers[index].product
+        compute = layers[index].compute
         # Shortened before they are put together, where products read shorter numbers.
         inputs, outputs = (
-            jnp.concatenate([product.factor(step[index]) for step in of_steps])
+            jnp.concatenate([compute.factor(step[index]) for step in of_steps])
             for of_steps in (read, answered)
         )
-        weight = product(inputs.T, outputs)
+        weight = compute.product(inputs.T, outputs)
         bias = jnp.sum(outputs, axis=0, dtype=jnp.float32)
         return eqx.tree_at(lambda layer: (layer.weight, layer.bias), layers[index], (weight, bias))
 

@@ -61,6 +61,7 @@ from sorl.hyperparameters import (
     check_positive,
     check_power_of_two,
 )
+from sorl.layers import shortened
 from sorl.losses import (
     Aggregation,
     aggregate,
@@ -325,11 +326,12 @@ class SORL(AbstractAlgorithm[SORLState]):
         """y = r + γ · mask · agg Q_φ̄(s', a', k) with a' ~ π_k(s') from the online actor."""
         noise = jax.random.normal(key, batch.action.shape)
         extra = steps_input(steps.astype(jnp.float32), self.critic_sees_steps)
+        sampler = shortened(state.actor)
 
         def next_action(
             observation: Float[Array, " observation_size"], x0: Float[Array, " action_size"]
         ) -> Float[Array, " action_size"]:
-            return jnp.clip(euler_loop(state.actor.bind(observation), x0, steps=steps), -1, 1)
+            return jnp.clip(euler_loop(sampler.bind(observation), x0, steps=steps), -1, 1)
 
         actions = jax.vmap(next_action)(batch.next_observation, noise)
         values = aggregate(
@@ -436,6 +438,9 @@ class SORL(AbstractAlgorithm[SORLState]):
 
             return path_value_and_gradient(loss, actor, observation, noise, steps=steps)
 
+        # Rounded once, not in every branch and step; an encoder's gradient needs its own weights.
+        actor = eqx.tree_at(lambda network: network.mlp, actor, shortened(actor.mlp))
+        critic = shortened(critic)
         # The gradient is taken inside each branch: a gradient through `switch` would save the
         # intermediate values of every branch, whichever runs.
         branches = [functools.partial(through, 2**power) for power in range(self._powers())]
