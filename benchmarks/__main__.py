@@ -1,11 +1,153 @@
-"""`make bench`: every benchmark in turn, each in a process of its own."""
+"""`make bench`: every benchmark in turn, each in a process of its own, into benchmarks/results.
+
+    python -m benchmarks [--only startup acting]
+
+It writes `<machine>.json`, in which every part keeps what it measured last and when, and
+`<machine>.md`, its tables. The growth of cost has a page of its own, `python -m benchmarks.growth`;
+exports, streaming and serving print theirs.
+"""
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import dataclasses
+import json
+import multiprocessing
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
-for name in ("training", "evaluation", "acting", "exports", "streaming"):
-    module = f"benchmarks.{name}"
-    print(f"== {module}", flush=True)
-    subprocess.run([sys.executable, "-m", module], check=True)
+import tyro
+
+from benchmarks import startup
+from sorl import platform
+from sorl.files import write_json, write_text
+from sorl.provenance import provenance
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def _training() -> list[dict[str, Any]]:
+    from benchmarks import training
+
+    return training.run(training.Arguments())
+
+
+def _parts() -> list[dict[str, Any]]:
+    from benchmarks import parts
+
+    return parts.run()
+
+
+def _evaluation() -> list[dict[str, Any]]:
+    from benchmarks import evaluation
+
+    return [evaluation.run(evaluation.Arguments())]
+
+
+def _generation() -> list[dict[str, Any]]:
+    from benchmarks import generation
+
+    return generation.run(generation.Arguments())
+
+
+def _acting() -> list[dict[str, Any]]:
+    from benchmarks import acting
+
+    return acting.run(acting.Arguments())
+
+
+PARTS: Mapping[str, Callable[[], list[dict[str, Any]]]] = {
+    "startup": startup.run,
+    "acting": _acting,
+    "evaluation": _evaluation,
+    "generation": _generation,
+    "parts": _parts,
+    "training": _training,
+}
+
+
+def table(name: str, rows: list[dict[str, Any]]) -> list[str]:
+    """The rows of a part as Markdown."""
+    from benchmarks import parts, training
+
+    if name in ("startup", "parts", "training"):
+        return {"startup": startup, "parts": parts, "training": training}[name].table(rows)
+    head = list(rows[0])
+    return [
+        "| " + " | ".join(head) + " |",
+        "|" + " --- |" * len(head),
+        *("| " + " | ".join(_text(row[key]) for key in head) + " |" for row in rows),
+    ]
+
+
+def page(found: Mapping[str, Any]) -> str:
+    """The tables of all parts."""
+    lines = []
+    for name in PARTS:
+        if name in found:
+            part = found[name]
+            machine, versions = part["machine"], part["versions"]
+            lines += [
+                f"## {name}",
+                "",
+                f"{machine['processor']}, {machine['cores']} cores, {', '.join(machine['devices'])}"
+                f"; {part['created'][:10]}, load {part['load']:.1f} before it began; jax "
+                f"{versions['jax']}, sorl {versions['sorl']}.",
+                "",
+                *table(name, part["rows"]),
+                "",
+            ]
+    return "\n".join(lines)
+
+
+def _text(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _machine_name() -> str:
+    machine = provenance()["machine"]
+    gpus = [kind for kind in machine["devices"] if kind != "cpu"]
+    name = gpus[0] if gpus else f"{machine['processor']}-{machine['cores']}-cores"
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def _measure(name: str, path: Path) -> None:
+    """Measure a part and put it into the file; runs in a process of its own."""
+    platform.prepare()
+    load = os.getloadavg()[0]
+    print(f"== {name}", flush=True)
+    rows = PARTS[name]()
+    found = json.loads(path.read_text()) if path.exists() else {}
+    found[name] = {**provenance(), "load": load, "rows": rows}
+    write_json(path, found)
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """What to measure."""
+
+    only: tuple[str, ...] = tuple(PARTS)
+    redraw: bool = False
+    """Write the tables again from the JSON file that is there."""
+
+
+def main() -> None:
+    """Measure and write."""
+    arguments = tyro.cli(Arguments, description=__doc__)
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{_machine_name()}.json"
+    context = multiprocessing.get_context("spawn")
+    for name in () if arguments.redraw else arguments.only:
+        process = context.Process(target=_measure, args=(name, path))
+        process.start()
+        process.join()
+        if process.exitcode:
+            raise SystemExit(process.exitcode)
+    write_text(path.with_suffix(".md"), page(json.loads(path.read_text())))
+    print(path.with_suffix(".md"))
+
+
+if __name__ == "__main__":
+    main()

@@ -59,7 +59,8 @@ def untrained(folder: Path, hidden: tuple[int, ...]) -> Policy:
     return Policy.load(folder)
 
 
-def print_latencies(arguments: Arguments) -> None:
+def run(arguments: Arguments) -> list[dict[str, float | str]]:
+    """Measure latencies, and print a line for each budget and choice."""
     ways = []
     for budget in map(Budget.parse, arguments.budgets):
         for choice in arguments.choices if budget.best_of > 1 else ("own",):
@@ -70,9 +71,13 @@ def print_latencies(arguments: Arguments) -> None:
             policy, ways, [1], calls=arguments.calls, on_progress=lambda done, total: None
         )
     print("one decision in milliseconds       p50      p99")
+    rows: list[dict[str, float | str]] = []
     for (budget, strategy), times in zip(ways, taken[:, 0], strict=True):
-        p50, p99 = np.percentile(times, [50, 99])
+        p50, p99 = map(float, np.percentile(times, [50, 99]))
         print(f"{budget!s:>5}  {strategy.choice!s:<20} {p50:8.3f} {p99:8.3f}")
+        choice = str(strategy.choice)
+        rows.append({"budget": str(budget), "choice": choice, "p50_ms": p50, "p99_ms": p99})
+    return rows
 
 
 def print_deadlines(policy: Policy, deadlines: tuple[float, ...], calls: int, beside: str) -> None:
@@ -103,7 +108,7 @@ def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__)
     print(f"{platform.cores()} CPU cores, load {os.getloadavg()[0]:.1f}")
     if arguments.run is None:
-        print_latencies(arguments)
+        run(arguments)
         return
     policy = Policy.load(arguments.run)
     policy.prepare()

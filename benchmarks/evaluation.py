@@ -124,8 +124,8 @@ def bare_steps_per_second(environment_id: str, steps: int) -> float:
     return steps / seconds
 
 
-def main() -> None:
-    arguments = tyro.cli(Arguments, description=__doc__)
+def run(arguments: Arguments) -> dict[str, float | str]:
+    """Measure, and print a line for each number."""
     name = EnvironmentName.parse(arguments.env)
     budget = Budget.parse(arguments.budget)
     members = [Member(name.task, seed) for seed in range(arguments.members)]
@@ -166,7 +166,15 @@ def main() -> None:
     print(f"act in the rollouts      {rows[0].act_ms:8.3f} ms/step")
     print(f"latency of one decision  {rows[0].latency_ms:8.3f} ms")
     print(f"first evaluation         {first:8.1f} s  (second: {seconds:.1f} s)")
+    return {
+        "environment": name.id,
+        "budget": str(budget),
+        "bare_steps_per_second": bare,
+        "steps_per_second": steps / seconds,
+        "ratio": steps / seconds / bare,
+        "act_ms": rows[0].act_ms,
+    }
 
 
 if __name__ == "__main__":
-    main()
+    run(tyro.cli(Arguments, description=__doc__))

@@ -88,7 +88,7 @@ def test_shortened_weights_give_the_same_products(rng):
 
 @pytest.mark.parametrize("name", algorithms.names())
 def test_every_layer_of_every_algorithm_computes_so_and_states_stay_float32(name, rng):
-    algorithm = dataclasses.replace(algorithms.get(name)(), hidden=(32, 32))  # pyright: ignore[reportCallIssue]
+    algorithm = algorithms.build({"name": name, "hidden": (32, 32)})
     state = jax.jit(lambda key: algorithm.init(SPEC, key=key))(jax.random.key(0))
     assert computes(state)
     assert {c.arithmetic for c in computes(with_arithmetic(state, "bfloat16"))} == {"bfloat16"}

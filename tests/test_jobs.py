@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import os
 import random
 import shutil
@@ -12,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,8 +27,9 @@ from finished_run import (
     tree,
 )
 from sorl import algorithms, checkpoint, evaluation, jobs
-from sorl.errors import InputError
+from sorl.errors import InputError, WorkerError
 from sorl.interruption import Interruption, StoppedError
+from sorl.jobs.job import settings_in
 from sorl.runs import Run
 from sorl.types import Budget
 
@@ -152,6 +155,78 @@ def test_a_missing_last_evaluation_is_made_up_for(copied: Path, finished: Path) 
     jobs.resume(copied, quiet=True)
     assert evaluations_without_clock(copied) == evaluations_without_clock(finished)
     assert (copied / "policy" / "task1-seed0" / "policy.json").exists()
+
+
+def test_every_missing_evaluation_is_made_up_for(copied: Path, finished: Path) -> None:
+    """A kill may find training far beyond the milestone that is rolled out beside it."""
+    Run.open(copied).rewind_evaluations(0)
+    jobs.resume(copied, quiet=True)
+    assert evaluations_without_clock(copied) == evaluations_without_clock(finished)
+
+
+def test_evaluation_beside_training_changes_no_score(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first milestone's evaluation waits until training is past it; the result is the same."""
+    job, algorithm, _ = settings_in(Run.open(copied))
+    one_after_the_other = jobs.start(tmp_path / "sequential", algorithm, job, quiet=True)
+    passed, threads = threading.Event(), []
+    append, roll_out = Run.append_metrics, evaluation.Evaluator.evaluate
+
+    def note(run: Run, rows: list[dict[str, float]]) -> None:
+        append(run, rows)
+        if rows[0]["update"] > MILESTONE:
+            passed.set()
+
+    def wait(*arguments: Any, **options: Any) -> Any:
+        threads.append(threading.current_thread())
+        assert passed.wait(60)
+        return roll_out(*arguments, **options)
+
+    monkeypatch.setattr(Run, "append_metrics", note)
+    monkeypatch.setattr(evaluation.Evaluator, "evaluate", wait)
+    beside = dataclasses.replace(job, evaluate_beside=True)
+    run = jobs.start(tmp_path / "beside", algorithm, beside, quiet=True)
+    assert threading.main_thread() not in threads
+    assert len(threads) == 2
+    check_same_outcome(run.path, one_after_the_other.path)
+
+
+def test_an_evaluation_beside_training_that_fails_ends_the_job(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, algorithm, _ = settings_in(Run.open(copied))
+
+    def fail(*_: object, **__: object) -> None:
+        raise WorkerError("a worker died")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation.Evaluator, "evaluate", fail)
+        beside = dataclasses.replace(job, evaluate_beside=True)
+        with pytest.raises(WorkerError, match="a worker died"):
+            jobs.start(tmp_path / "failed", algorithm, beside, quiet=True)
+    jobs.resume(tmp_path / "failed", quiet=True)
+    assert evaluations_without_clock(tmp_path / "failed") == evaluations_without_clock(copied)
+
+
+def test_an_evaluation_beside_training_is_given_up_when_asked_to_stop(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, algorithm, _ = settings_in(Run.open(copied))
+
+    def interrupt(*_: object, on_progress: Any, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        while True:
+            time.sleep(0.1)
+            on_progress(0, 1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation.Evaluator, "evaluate", interrupt)
+        beside = dataclasses.replace(job, evaluate_beside=True)
+        run = jobs.start(tmp_path / "stopped", algorithm, beside, quiet=True)
+    assert not run.evaluations()
+    jobs.resume(run.path, quiet=True)
+    assert evaluations_without_clock(run.path) == evaluations_without_clock(copied)
 
 
 def test_half_an_evaluation_is_made_again(copied: Path, finished: Path) -> None:

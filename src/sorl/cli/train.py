@@ -57,6 +57,8 @@ class Options:
         episodes: episodes for each budget, task and seed.
         evaluation_seed: seed of the episodes.
         workers: processes that step environments; without it one a core.
+        evaluate_beside: evaluate on the CPU while training goes on; without it, where it is not the
+            CPU that trains.
         checkpoint_seconds: least time between two checkpoints.
         tensorboard: write TensorBoard's files; without it, where tensorboardX is installed.
         wandb: send to Weights & Biases too.
@@ -77,6 +79,7 @@ class Options:
     episodes: int = 50
     evaluation_seed: int = 0
     workers: int | None = None
+    evaluate_beside: bool | None = None
     checkpoint_seconds: float = 60.0
     tensorboard: bool | None = None
     wandb: bool = False

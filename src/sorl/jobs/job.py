@@ -52,6 +52,8 @@ class Job:
         held_out: without an environment, the share of the episodes that are not learnt from but
             kept for off-policy evaluation, rounded down.
         fitted_q_updates: without an environment, updates of fitted Q evaluation; 0 leaves it out.
+        evaluate_beside: roll policies out on the CPU while training goes on; None means where it
+            is not the CPU that trains.
         checkpoint_seconds: least time between two checkpoints that no evaluation asks for.
         tensorboard: None means where tensorboardX is installed.
         wandb: send to Weights & Biases too.
@@ -73,6 +75,7 @@ class Job:
     workers: int | None = None
     held_out: float = 0.1
     fitted_q_updates: int = 5000
+    evaluate_beside: bool | None = None
     checkpoint_seconds: float = 60.0
     tensorboard: bool | None = None
     wandb: bool = False
@@ -113,6 +116,7 @@ def config_of(
         "tasks": list(dataset.tasks),
         EXECUTION: {
             "workers": job.workers,
+            "evaluate_beside": job.evaluate_beside,
             "checkpoint_seconds": job.checkpoint_seconds,
             "tensorboard": job.tensorboard,
             "wandb": job.wandb,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -18,11 +19,12 @@ from sorl.data.dataset import Dataset
 from sorl.data.shards import Shards
 from sorl.deployment.card import write_card
 from sorl.deployment.storage import policy_folder, save_policy
-from sorl.evaluation import Evaluator
+from sorl.evaluation import Evaluation, Evaluator
 from sorl.interruption import Interruption, StoppedError
+from sorl.jobs.beside import BesideTraining
 from sorl.jobs.finetuning import FINETUNING, like_of
 from sorl.jobs.job import Job, job_of
-from sorl.members import Snapshot, TrainingState, members_of
+from sorl.members import Snapshot, TrainingState, copied, members_of
 from sorl.off_policy import evaluate_off_policy
 from sorl.recorder import Recorder
 from sorl.rollouts import select_member
@@ -36,7 +38,7 @@ class Milestones:
 
     The order at a milestone is: metrics, checkpoint, policies, evaluation. A job that is killed at
     any point therefore loses at most what came after its last checkpoint, and a resumed one makes
-    up for policies or an evaluation that are missing.
+    up for policies or evaluations that are missing.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Milestones:
         first: int,
         recorder: Recorder,
         evaluator: Evaluator | None,
+        beside: BesideTraining | None,
         display: Display,
         stop: Interruption,
     ) -> None:
@@ -63,6 +66,7 @@ class Milestones:
         self._split = split
         self._recorder = recorder
         self._evaluator = evaluator
+        self._beside = beside
         self._display = display
         self._clock = time.perf_counter()
         self._update = first
@@ -79,16 +83,36 @@ class Milestones:
         self._update = update
         if self.is_milestone(update):
             self._release(update, state)  # a kill may have come between checkpoint and policies
-            if self._job.environment is None:
-                found, wanted = self._run.off_policy(), len(self._members)
-            else:
-                found = self._run.evaluations()
-                wanted = len(self._members) * len(self._job.budgets)
-            if sum(row["update"] == update for row in found) < wanted:
-                self._run.rewind_evaluations(update - 1)
-                self.evaluate(update, state)
+        self._make_up(update, state)
         self._clock = time.perf_counter()
         return update, state
+
+    def _make_up(self, update: int, state: TrainingState) -> None:
+        """Evaluate the milestones that have not been, up to the restored update.
+
+        There are several where training went on beside an evaluation that a kill ended.
+        """
+        if self._job.environment is None:
+            found, wanted = self._run.off_policy(), len(self._members)
+        else:
+            found = self._run.evaluations()
+            wanted = len(self._members) * len(self._job.budgets)
+        every = range(self._first, update + 1, self._job.evaluate_every)
+        missing = [
+            milestone
+            for milestone in dict.fromkeys((*every, update))
+            if milestone and self.is_milestone(milestone)
+            if sum(row["update"] == milestone for row in found) < wanted
+        ]
+        if missing:
+            self._run.rewind_evaluations(missing[0] - 1)
+        for milestone in missing:
+            if milestone == update:
+                self.evaluate(update, state)
+            else:
+                like = like_of(self._run.config)
+                earlier, _ = checkpoint.restore(self._run.checkpoints, like, milestone)
+                self.evaluate(milestone, earlier)
 
     def is_milestone(self, update: int) -> bool:
         """Whether the state after `update` is evaluated and kept for ever.
@@ -156,7 +180,7 @@ class Milestones:
             write_card(policy_folder(self._run.path, member), scores)
 
     def evaluate(self, update: int, state: TrainingState) -> None:
-        """Roll the policies out at every budget and write the scores.
+        """Roll the policies out at every budget and write the scores, or begin to.
 
         Without an environment, say what the data do. Asked to stop, it leaves them out: the
         checkpoint exists, and a resumed job makes them.
@@ -164,24 +188,56 @@ class Milestones:
         if self._evaluator is None:
             self._evaluate_off_policy(update, state)
             return
-        try:
-            with self._display.evaluating() as on_progress, self._stop.skippable():
-                results = self._evaluator.evaluate(
-                    _policies(self._algorithm, state, self._units),
-                    self._members,
-                    budgets=self._job.budgets,
-                    episodes=self._job.episodes,
-                    seed=self._job.evaluation_seed,
-                    on_progress=on_progress,
-                )
-        except StoppedError:
+        if self._beside is None:
+            policies = _policies(self._algorithm, state, self._units)
+            try:
+                with self._display.evaluating() as on_progress, self._stop.skippable():
+                    results = self._roll_out(policies, on_progress)
+            except StoppedError:
+                return
+            self._write_scores(update, results)
+            self._clock = time.perf_counter()  # the rate of training does not count evaluation
             return
+        self.collect(wait=True)
+        # A copy, and complete: the next chunk overwrites what it is of.
+        cpu = jax.devices("cpu")[0]
+        policies = _policies(self._algorithm, copied(state), self._units, cpu)
+        jax.block_until_ready(eqx.filter(policies, eqx.is_array))
+        self._beside.start(update, functools.partial(self._roll_out, policies))
+
+    def collect(self, *, wait: bool = False) -> None:
+        """Write the scores of an evaluation beside training that has ended.
+
+        Args:
+            wait: wait for one that runs.
+
+        Raises:
+            InputError: it found an action that is not finite.
+            WorkerError: a worker process died.
+        """
+        ended = None if self._beside is None else self._beside.take(wait=wait)
+        if ended is not None:
+            self._write_scores(*ended)
+
+    def _roll_out(
+        self, policies: AbstractPolicy, on_progress: Callable[[int, int], None]
+    ) -> list[Evaluation]:
+        assert self._evaluator is not None
+        return self._evaluator.evaluate(
+            policies,
+            self._members,
+            budgets=self._job.budgets,
+            episodes=self._job.episodes,
+            seed=self._job.evaluation_seed,
+            on_progress=on_progress,
+        )
+
+    def _write_scores(self, update: int, results: Sequence[Evaluation]) -> None:
         rows = [{"update": update, **result.row()} for result in results]
         self._run.append_evaluations(rows)
         self._write_cards()
         self._recorder.record("evaluations", rows)
         self._display.scores(update, results)
-        self._clock = time.perf_counter()  # the rate of training does not count evaluation
 
     def _evaluate_off_policy(self, update: int, state: TrainingState) -> None:
         training, held_out = self._split
@@ -227,10 +283,13 @@ def restore_policies(run: Run, update: int) -> tuple[AbstractPolicy, tuple[Membe
 
 
 def _policies(
-    algorithm: AbstractAlgorithm[Any], state: TrainingState, units: Units
+    algorithm: AbstractAlgorithm[Any],
+    state: TrainingState,
+    units: Units,
+    device: Any = None,
 ) -> AbstractPolicy:
     # Members may be spread over devices; one device acts for all of them.
-    states = jax.device_put(state.algorithm, jax.devices()[0])
+    states = jax.device_put(state.algorithm, device or jax.devices()[0])
     return eqx.filter_vmap(lambda one: in_units(algorithm.policy(one), units))(states)
 
 

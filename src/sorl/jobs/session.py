@@ -16,6 +16,7 @@ from sorl.data.shards import Shards
 from sorl.errors import InputError
 from sorl.evaluation import Evaluator
 from sorl.interruption import Interruption
+from sorl.jobs.beside import BesideTraining, pays
 from sorl.jobs.job import Job
 from sorl.jobs.milestones import Milestones
 from sorl.members import Snapshot
@@ -52,6 +53,7 @@ class Session(NamedTuple):
         for snapshot in () if self.stop.requested else snapshots:
             update = snapshot.update
             milestones.log(snapshot)
+            milestones.collect()
             dead = not np.asarray(snapshot.state.alive).any()
             if milestones.is_milestone(update):
                 milestones.save(update, snapshot.state, milestone=True)
@@ -68,6 +70,7 @@ class Session(NamedTuple):
                 )
             if self.stop.requested:
                 break
+        milestones.collect(wait=True)
         if self.stop.requested:
             self.display.say(
                 f"Stopped after update {update:,} with everything saved: continue with "
@@ -117,7 +120,12 @@ def session(
                 f"`sorl resume {run.path}` makes up for it.",
             ).handled()
         )
+        beside = None
+        if evaluator is not None and (
+            pays() if job.evaluate_beside is None else job.evaluate_beside
+        ):
+            beside = stack.enter_context(BesideTraining(stop))
         milestones = Milestones(
-            run, algorithm, job, members, split, first, recorder, evaluator, display, stop
+            run, algorithm, job, members, split, first, recorder, evaluator, beside, display, stop
         )
         yield Session(run, job, milestones, display, stop)
