@@ -24,7 +24,7 @@ from sorl.arithmetic import Arithmetic
 
 OBSERVATION, ACTION = 28, 5
 ROUNDS = 4
-SECONDS = 1.5
+SECONDS = 1.0
 """What one round of training should take, or somewhat more."""
 
 
@@ -42,6 +42,7 @@ class Case:
         arithmetic: in which numbers networks are multiplied.
         values: other hyperparameters.
         peak: whether the machine's peak is measured too.
+        xla: whether XLA is asked for the FLOPs of one member, which compiles once more.
     """
 
     algorithm: str = "sorl"
@@ -53,6 +54,7 @@ class Case:
     arithmetic: Arithmetic = "float32"
     values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     peak: bool = True
+    xla: bool = False
 
     @property
     def network(self) -> str:
@@ -69,8 +71,8 @@ class Cost:
         flops: floating-point operations of the matrix products of these updates, of one member.
         counted_by: `hand`, from what the updates drew, or `program`, see `sorl.experiments.cost`.
         program_flops: the same as `sorl.experiments.cost` counts them in the program, in the mean.
-        xla_flops: of XLA's analysis of the compiled update: a loop counts once, of branches the
-            dearest.
+        xla_flops: of XLA's analysis of the compiled update, 0 if not asked: a loop counts once, of
+            branches the dearest.
         peak: best rate of a large product in the same arithmetic, in FLOP/s; 0 if not measured.
         compile_seconds: time in XLA's compiler.
         memory_mib: largest memory of the process, and on a GPU of its buffers there.
@@ -210,7 +212,7 @@ def run(case: Case) -> Cost:
         flops=statistics.mean(flops),
         counted_by="hand" if case.algorithm == "sorl" else "program",
         program_flops=program_flops,
-        xla_flops=_xla_flops(algorithm, case.batch_size),
+        xla_flops=_xla_flops(algorithm, case.batch_size) if case.xla else 0.0,
         peak=statistics.median(peaks),
         compile_seconds=compile_seconds,
         memory_mib=memory,

@@ -69,7 +69,8 @@ def _parts(sorl: SORL) -> dict[str, float]:
         return jnp.exp2(sorl.choose_steps(index)[0]).astype(jnp.int32)
 
     def targets(given: Any, index: Any) -> Any:
-        return sorl.critic_target(*given, critic_steps(index), key=key)
+        state, batch = given
+        return sorl.critic_target(state, batch, critic_steps(index), key=key)
 
     def critic(given: Any, index: Any) -> Any:
         state, batch = given

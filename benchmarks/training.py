@@ -34,7 +34,8 @@ def cases(arguments: Arguments) -> Iterator[Case]:
     for name in arguments.algorithms:
         for hidden in NETWORKS:
             for seeds in arguments.seeds:
-                yield Case(name, hidden, seeds, arithmetic=arguments.arithmetic)
+                first = seeds == arguments.seeds[0]
+                yield Case(name, hidden, seeds, arithmetic=arguments.arithmetic, xla=first)
 
 
 def row(case: Case, cost: Cost) -> dict[str, Any]:
@@ -78,7 +79,7 @@ def table(rows: Iterable[dict[str, Any]]) -> list[str]:
             f"{r['fraction']:.2f}",
             f"{r['flops'] / 1e9:.2f} ({r['counted_by']})",
             f"{r['program_flops'] / 1e9:.2f}",
-            f"{r['xla_flops'] / 1e9:.2f}",
+            f"{r['xla_flops'] / 1e9:.2f}" if r["xla_flops"] else "",
             f"{r['compile_seconds']:.0f}",
             f"{r['memory_mib']:.0f}",
         )

@@ -322,15 +322,54 @@ sys.path.insert(0, sys.argv[2])
 import jax, numpy as np
 import test_training as t
 out = {}
-for tasks, seeds in t.LAYOUTS:
-    assert t.member_training._mesh(len(tasks) * len(seeds)).size == t.LAYOUTS[tasks, seeds]
-    last = t.last_of(t.TINY_SORL, t.make(), tasks=tasks, seeds=seeds)
+for (tasks, seeds, batch_devices), shape in t.LAYOUTS.items():
+    members = len(tasks) * len(seeds)
+    assert t.member_training._mesh(members, batch_devices).devices.shape == shape
+    last = t.last_of(
+        t.TINY_SORL, t.make(), tasks=tasks, seeds=seeds, batch_devices=batch_devices
+    )
+    assert len(jax.tree.leaves(last.state)[0].sharding.device_set) == shape[0] * shape[1]
     for i, leaf in enumerate(t.host((last.state, dict(last.metrics)))):
-        out[f"{tasks}{seeds}{i}"] = leaf
+        out[f"{tasks}{seeds}{batch_devices}{i}"] = leaf
 np.savez(sys.argv[1], **out)
+one, four = (t.flops_of_chunk(batch_devices) for batch_devices in (1, 4))
+print(one, four)
+assert four < 0.4 * one
 """
-# Tasks and seeds, and how many of 8 devices take equal shares of their members.
-LAYOUTS = {((1,), (0, 1, 2)): 3, ((0, 2), (0, 1, 2, 3)): 8}
+# Tasks, seeds and devices that share a batch; of 8 devices, groups with equal shares of the members
+# and devices in each.
+LAYOUTS = {
+    ((1,), (0, 1, 2), 1): (3, 1),
+    ((0, 2), (0, 1, 2, 3), 1): (8, 1),
+    ((1, 2), (0,), 4): (2, 4),
+    ((1,), (0, 1, 2), 8): (1, 8),
+}
+
+
+def flops_of_chunk(batch_devices: int) -> float:
+    """Of one device, as XLA counts them; its count of loops and branches is the same for all."""
+    from sorl import training
+
+    dataset, members = make((1,)), member_training.members_of((1,), (0, 1))
+    layout = member_training.lay_out(
+        members, (1,), dataset.largest_rewards, batch_devices=batch_devices
+    )
+    state = member_training.initial_state(TINY_SORL, dataset.spec, members)
+    program = training._run_chunk.lower(
+        TINY_SORL,
+        1024,
+        layout.mesh,
+        jax.device_put(state, layout.over_members),
+        jax.device_put(dataset, layout.everywhere),
+        layout.task_index,
+        layout.keys,
+        jnp.int32(0),
+        jnp.int32(1),
+        layout.limits,
+    )
+    analysis = program.compile().cost_analysis()
+    assert analysis is not None
+    return analysis["flops"]
 
 
 def test_several_devices_equal_one(tmp_path):
@@ -342,7 +381,15 @@ def test_several_devices_equal_one(tmp_path):
     )
     assert len(jax.devices()) == 1
     with np.load(out, allow_pickle=False) as found:
-        for tasks, seeds in LAYOUTS:
+        for tasks, seeds, devices in LAYOUTS:
             one = last_of(TINY_SORL, make(), tasks=tasks, seeds=seeds)
             for i, leaf in enumerate(host((one.state, dict(one.metrics)))):
-                np.testing.assert_allclose(found[f"{tasks}{seeds}{i}"], leaf, rtol=2e-3, atol=2e-5)
+                many = found[f"{tasks}{seeds}{devices}{i}"]
+                np.testing.assert_allclose(many, leaf, rtol=2e-3, atol=2e-5)
+
+
+def test_batches_that_devices_cannot_share_are_refused():
+    with pytest.raises(InputError, match="16 rows cannot be shared by batch_devices=3"):
+        last_of(TINY_SORL, make(), batch_devices=3)
+    with pytest.raises(InputError, match="batch_devices=2 is not possible: there are 1 devices"):
+        last_of(TINY_SORL, make(), batch_devices=2)

@@ -26,6 +26,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, PyTree
 
 from sorl.algorithm import AbstractAlgorithm
 from sorl.errors import InputError
+from sorl.hosts import fetch, place
 from sorl.types import Member, Spec, Transition
 
 State = TypeVar("State")
@@ -34,6 +35,7 @@ Sums = dict[str, Float[Array, " local"]]
 Healthy = Bool[Array, " local"]
 
 MEMBERS = "members"
+ROWS = "rows"
 CRITIC_LOSS = "critic/loss"
 
 # TD errors of this many times the largest reward are no value function: with discount γ values
@@ -59,7 +61,8 @@ class Layout(NamedTuple):
     """What no update changes, laid over the devices.
 
     Attributes:
-        mesh: the devices, each with an equal share of the members.
+        mesh: the devices: `MEMBERS` of them have an equal share of the members each, and `ROWS` of
+            them an equal share of the rows of their batches.
         task_index: position of each member's task in the data.
         keys: the key of each member's updates.
         limits: the largest loss of each member's critic that is no explosion.
@@ -134,7 +137,11 @@ def _initial_states(
 
 
 def lay_out(
-    members: Sequence[Member], tasks: Sequence[int], largest_rewards: Float[Array, " tasks"]
+    members: Sequence[Member],
+    tasks: Sequence[int],
+    largest_rewards: Float[Array, " tasks"],
+    *,
+    batch_devices: int = 1,
 ) -> Layout:
     """Lay what belongs to each member over the devices.
 
@@ -142,14 +149,18 @@ def lay_out(
         members: tasks and seeds.
         tasks: the tasks of the data, in their order there.
         largest_rewards: the largest magnitude of a reward of each.
+        batch_devices: devices that share the rows of every batch.
+
+    Raises:
+        InputError: there are fewer devices than that.
     """
-    mesh = _mesh(len(members))
+    mesh = _mesh(len(members), batch_devices)
     _, keys = _split_keys(members)
     task_index = jnp.asarray([list(tasks).index(member.task) for member in members])
     # Of each member's own task: the rewards of one task must not decide about another.
     limits = jnp.square(EXPLOSION * jnp.maximum(largest_rewards[task_index], 1.0))
     layout = Layout(mesh, task_index, keys, limits)
-    return Layout(mesh, *jax.device_put(layout[1:], layout.over_members))
+    return Layout(mesh, *place(tuple(layout[1:]), layout.over_members))
 
 
 def update_keys(key: PRNGKeyArray, update: Int[Array, ""]) -> tuple[Key[Array, ""], Key[Array, ""]]:
@@ -234,11 +245,28 @@ def on_every_device(
         specs = tuple(same if i in shared else split for i in range(len(arguments)))
         # Nothing is exchanged between devices, so there is nothing to check.
         mapped = jax.shard_map(
-            function, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False
+            function,
+            mesh=mesh,
+            in_specs=specs,
+            out_specs=split,
+            axis_names={MEMBERS},
+            check_vma=False,
         )
         return mapped(*arguments)
 
     return on_all
+
+
+def share_rows(batch: Transition, mesh: Mesh) -> Transition:
+    """Spread the rows of a member's batch over the devices that share it.
+
+    XLA divides what is computed of them, and adds up gradients and means of all devices.
+
+    To run inside a compiled program, see `on_every_device`.
+    """
+    if mesh.shape[ROWS] == 1:
+        return batch
+    return jax.lax.with_sharding_constraint(batch, PartitionSpec(ROWS))
 
 
 def settle(before: TrainingState, after: TrainingState) -> TrainingState:
@@ -283,7 +311,7 @@ def snapshot_of(
         metrics: its means; those of members that were dead before are left out.
         alive_before: who was alive before it.
     """
-    alive = np.asarray(state.alive)
+    alive = fetch(state.alive)
     return Snapshot(
         update=update,
         members=tuple(members),
@@ -300,11 +328,17 @@ def snapshot_of(
     )
 
 
-def _mesh(members: int) -> Mesh:
-    """The largest number of devices that takes equal shares of the members."""
+def _mesh(members: int, batch_devices: int) -> Mesh:
+    """The largest number of groups of devices that takes equal shares of the members."""
     devices = jax.devices()
-    count = max(n for n in range(1, min(members, len(devices)) + 1) if members % n == 0)
-    return Mesh(np.asarray(devices[:count]), (MEMBERS,))
+    groups = len(devices) // batch_devices
+    if groups < 1:
+        raise InputError(
+            f"batch_devices={batch_devices} is not possible: there are {len(devices)} devices."
+        )
+    count = max(n for n in range(1, min(members, groups) + 1) if members % n == 0)
+    chosen = np.asarray(devices[: count * batch_devices]).reshape(count, batch_devices)
+    return Mesh(chosen, (MEMBERS, ROWS))
 
 
 def _split_keys(members: Sequence[Member]) -> tuple[Key[Array, " members"], Key[Array, " members"]]:

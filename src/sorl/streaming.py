@@ -37,6 +37,7 @@ from sorl.members import (
     on_every_device,
     run_updates,
     settled,
+    share_rows,
     snapshot_of,
     update_keys,
 )
@@ -57,6 +58,7 @@ def stream_chunks(
     batch_size: int,
     chunk: int,
     updates: int,
+    batch_devices: int = 1,
     start: tuple[int, TrainingState],
 ) -> Iterator[Snapshot]:
     """The snapshots of `sorl.training.train`, which checks the numbers; batches come from disk.
@@ -68,12 +70,23 @@ def stream_chunks(
         batch_size: rows of one batch.
         chunk: updates between two snapshots.
         updates: number of the last update.
+        batch_devices: devices that share every batch.
         start: updates done, and the state after them.
 
     Raises:
-        InputError: Grain is not installed.
+        InputError: Grain is not installed, or several hosts train together.
     """
-    layout = lay_out(members, shards.tasks, jnp.asarray(shards.largest_rewards))
+    if jax.process_count() > 1:
+        raise InputError(
+            "Data on the disk are streamed to the devices of one host: load them, or train without "
+            "jax.distributed."
+        )
+    layout = lay_out(
+        members,
+        shards.tasks,
+        jnp.asarray(shards.largest_rewards),
+        batch_devices=batch_devices,
+    )
     done, state = start
     state = jax.device_put(state, layout.over_members)
     length = block_length(shards, len(members), batch_size, chunk)
@@ -198,7 +211,7 @@ def _run_block(
     """The updates of a block, and the sums of their metrics."""
 
     def draw(key: PRNGKeyArray, own: Transition, update: Int[Array, ""]) -> Transition:
-        return jax.tree.map(lambda leaf: leaf[update - first], own)
+        return share_rows(jax.tree.map(lambda leaf: leaf[update - first], own), mesh)
 
     def local(
         state: TrainingState,

@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
@@ -20,7 +19,9 @@ from sorl.arithmetic import Arithmetic
 from sorl.data.dataset import Dataset
 from sorl.data.shards import Shards
 from sorl.errors import InputError
+from sorl.hosts import fetch, place
 from sorl.members import (
+    Layout,
     Snapshot,
     State,
     TrainingState,
@@ -30,6 +31,7 @@ from sorl.members import (
     on_every_device,
     run_updates,
     settle,
+    share_rows,
     snapshot_of,
 )
 from sorl.mixed_precision import in_arithmetic
@@ -47,6 +49,7 @@ def train(
     batch_size: int = 256,
     chunk: int = 1000,
     arithmetic: Arithmetic = "float32",
+    batch_devices: int = 1,
     start: tuple[int, TrainingState] | None = None,
 ) -> Iterator[Snapshot]:
     """Train every pair of a task and a seed; yield a snapshot after each chunk.
@@ -64,6 +67,9 @@ def train(
         batch_size: rows of one batch.
         chunk: updates between two snapshots.
         arithmetic: in which numbers networks are multiplied, see `sorl.arithmetic`.
+        batch_devices: devices that share the rows of every batch, whose gradients are added up; for
+            batches so large that one device takes too long. Members are spread over groups of so
+            many devices.
         start: where to go on: the number of updates done and the state after them, as a snapshot
             held them. A training that goes on equals one that was never interrupted, bit by bit.
 
@@ -72,9 +78,19 @@ def train(
             devices do not.
     """
     algorithm = in_arithmetic(algorithm, arithmetic)
-    for name, value in (("updates", updates), ("batch_size", batch_size), ("chunk", chunk)):
+    for name, value in (
+        ("updates", updates),
+        ("batch_size", batch_size),
+        ("chunk", chunk),
+        ("batch_devices", batch_devices),
+    ):
         if value < 1:
             raise InputError(f"Training with {name}={value} is not possible: give at least 1.")
+    if batch_size % batch_devices:
+        raise InputError(
+            f"Batches of {batch_size} rows cannot be shared by batch_devices={batch_devices} "
+            "equally: choose a divisor."
+        )
     tasks = dataset.tasks if tasks is None else tuple(tasks)
     members = members_of(tasks, seeds)
     dataset = dataset.select_tasks(tasks)
@@ -87,27 +103,29 @@ def train(
             batch_size=batch_size,
             chunk=chunk,
             updates=updates,
+            batch_devices=batch_devices,
             start=(done, state),
         )
-    return _chunks(algorithm, dataset, members, batch_size, chunk, updates, done, state)
+    layout = lay_out(members, dataset.tasks, dataset.largest_rewards, batch_devices=batch_devices)
+    return _chunks(algorithm, dataset, members, layout, batch_size, chunk, updates, done, state)
 
 
 def _chunks(
     algorithm: AbstractAlgorithm[Any],
     dataset: Dataset,
     members: tuple[Member, ...],
+    layout: Layout,
     batch_size: int,
     chunk: int,
     updates: int,
     done: int,
     state: TrainingState,
 ) -> Iterator[Snapshot]:
-    layout = lay_out(members, dataset.tasks, dataset.largest_rewards)
-    dataset = jax.device_put(dataset, layout.everywhere)
-    state = jax.device_put(state, layout.over_members)
+    dataset = place(dataset, layout.everywhere)
+    state = place(state, layout.over_members)
     while done < updates:
         count = min(chunk - done % chunk, updates - done)
-        alive_before = np.asarray(state.alive)
+        alive_before = fetch(state.alive)
         state, metrics = _run_chunk(
             algorithm,
             batch_size,
@@ -121,7 +139,7 @@ def _chunks(
             layout.limits,
         )
         done += count
-        host_metrics = {name: np.asarray(value) for name, value in metrics.items()}
+        host_metrics = {name: fetch(value) for name, value in metrics.items()}
         yield snapshot_of(members, state, done, count, host_metrics, alive_before)
 
 
@@ -139,7 +157,7 @@ def _run_chunk(
     limits: Float[Array, " members"],
 ) -> tuple[TrainingState, dict[str, Float[Array, " members"]]]:
     """`count` updates of every member; the count is not static, so any chunk compiles once."""
-    local = functools.partial(_run_local_chunk, algorithm, batch_size)
+    local = functools.partial(_run_local_chunk, algorithm, batch_size, mesh)
     return on_every_device(local, mesh, shared=(1, 4, 5))(
         state, dataset, task_index, keys, start, count, limits
     )
@@ -148,6 +166,7 @@ def _run_chunk(
 def _run_local_chunk(
     algorithm: AbstractAlgorithm[Any],
     batch_size: int,
+    mesh: Mesh,
     state: TrainingState,
     dataset: Dataset,
     task_index: Int[Array, " local"],
@@ -159,7 +178,7 @@ def _run_local_chunk(
     """The chunk for the members of one device."""
 
     def draw(key: PRNGKeyArray, index: Int[Array, ""], update: Int[Array, ""]) -> Transition:
-        return dataset.sample(key, index, batch_size)
+        return share_rows(dataset.sample(key, index, batch_size), mesh)
 
     final, sums = run_updates(algorithm, draw, state, task_index, keys, start, count, limits)
     return settle(state, final), {name: value / count for name, value in sums.items()}

@@ -57,6 +57,7 @@ class Options:
         episodes: episodes for each budget, task and seed.
         evaluation_seed: seed of the episodes.
         workers: processes that step environments; without it one a core.
+        batch_devices: devices that share the rows of every batch.
         evaluate_beside: evaluate on the CPU while training goes on; without it, where it is not the
             CPU that trains.
         checkpoint_seconds: least time between two checkpoints.
@@ -79,6 +80,7 @@ class Options:
     episodes: int = 50
     evaluation_seed: int = 0
     workers: int | None = None
+    batch_devices: int = 1
     evaluate_beside: bool | None = None
     checkpoint_seconds: float = 60.0
     tensorboard: bool | None = None

@@ -52,6 +52,7 @@ class Job:
         held_out: without an environment, the share of the episodes that are not learnt from but
             kept for off-policy evaluation, rounded down.
         fitted_q_updates: without an environment, updates of fitted Q evaluation; 0 leaves it out.
+        batch_devices: devices that share the rows of every batch, see `sorl.train`.
         evaluate_beside: roll policies out on the CPU while training goes on; None means where it
             is not the CPU that trains.
         checkpoint_seconds: least time between two checkpoints that no evaluation asks for.
@@ -75,6 +76,7 @@ class Job:
     workers: int | None = None
     held_out: float = 0.1
     fitted_q_updates: int = 5000
+    batch_devices: int = 1
     evaluate_beside: bool | None = None
     checkpoint_seconds: float = 60.0
     tensorboard: bool | None = None
@@ -83,7 +85,14 @@ class Job:
 
     def __post_init__(self) -> None:
         """Check numbers before anything is read or written."""
-        for name in ("updates", "batch_size", "log_every", "evaluate_every", "episodes"):
+        for name in (
+            "updates",
+            "batch_size",
+            "batch_devices",
+            "log_every",
+            "evaluate_every",
+            "episodes",
+        ):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)} is not possible: give at least 1.")
         if self.workers is not None and self.workers < 1:
@@ -116,6 +125,7 @@ def config_of(
         "tasks": list(dataset.tasks),
         EXECUTION: {
             "workers": job.workers,
+            "batch_devices": job.batch_devices,
             "evaluate_beside": job.evaluate_beside,
             "checkpoint_seconds": job.checkpoint_seconds,
             "tensorboard": job.tensorboard,

@@ -121,6 +121,7 @@ def _work(
             batch_size=job.batch_size,
             chunk=job.log_every,
             arithmetic=job.arithmetic,
+            batch_devices=job.batch_devices,
             start=begin,
         )
         work.follow(snapshots, done)
