@@ -243,7 +243,7 @@ def on_every_device(
 
     def on_all(*arguments: Any) -> Any:
         specs = tuple(same if i in shared else split for i in range(len(arguments)))
-        # Nothing is exchanged between devices, so there is nothing to check.
+        # Nothing is exchanged between members, so there is nothing to check.
         mapped = jax.shard_map(
             function,
             mesh=mesh,
