@@ -1,6 +1,6 @@
 """`make bench`: every benchmark in turn, each in a process of its own, into benchmarks/results.
 
-    python -m benchmarks [--only startup acting]
+    python -m benchmarks [--only startup acting] [--seeds 1 4]
 
 It writes `<machine>.json`, in which every part keeps what it measured last and when, and
 `<machine>.md`, its tables. The growth of cost has a page of its own, `python -m benchmarks.growth`;
@@ -28,12 +28,6 @@ from sorl.provenance import provenance
 RESULTS = Path(__file__).parent / "results"
 
 
-def _training() -> list[dict[str, Any]]:
-    from benchmarks import training
-
-    return training.run(training.Arguments())
-
-
 def _parts() -> list[dict[str, Any]]:
     from benchmarks import parts
 
@@ -58,14 +52,20 @@ def _acting() -> list[dict[str, Any]]:
     return acting.run(acting.Arguments())
 
 
+def _training(seeds: tuple[int, ...]) -> list[dict[str, Any]]:
+    from benchmarks import training
+
+    return training.run(training.Arguments(seeds=seeds))
+
+
 PARTS: Mapping[str, Callable[[], list[dict[str, Any]]]] = {
     "startup": startup.run,
     "acting": _acting,
     "evaluation": _evaluation,
     "generation": _generation,
     "parts": _parts,
-    "training": _training,
 }
+TRAINING = "training"
 
 
 def table(name: str, rows: list[dict[str, Any]]) -> list[str]:
@@ -85,7 +85,7 @@ def table(name: str, rows: list[dict[str, Any]]) -> list[str]:
 def page(found: Mapping[str, Any]) -> str:
     """The tables of all parts."""
     lines = []
-    for name in PARTS:
+    for name in (*PARTS, TRAINING):
         if name in found:
             part = found[name]
             machine, versions = part["machine"], part["versions"]
@@ -113,12 +113,12 @@ def _machine_name() -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-def _measure(name: str, path: Path) -> None:
+def _measure(name: str, path: Path, seeds: tuple[int, ...]) -> None:
     """Measure a part and put it into the file; runs in a process of its own."""
     platform.prepare()
     load = os.getloadavg()[0]
     print(f"== {name}", flush=True)
-    rows = PARTS[name]()
+    rows = _training(seeds) if name == TRAINING else PARTS[name]()
     found = json.loads(path.read_text()) if path.exists() else {}
     found[name] = {**provenance(), "load": load, "rows": rows}
     write_json(path, found)
@@ -128,7 +128,9 @@ def _measure(name: str, path: Path) -> None:
 class Arguments:
     """What to measure."""
 
-    only: tuple[str, ...] = tuple(PARTS)
+    only: tuple[str, ...] = (*PARTS, TRAINING)
+    seeds: tuple[int, ...] = (1, 4, 8)
+    """Numbers of seeds that every algorithm trains together."""
     redraw: bool = False
     """Write the tables again from the JSON file that is there."""
 
@@ -140,7 +142,7 @@ def main() -> None:
     path = RESULTS / f"{_machine_name()}.json"
     context = multiprocessing.get_context("spawn")
     for name in () if arguments.redraw else arguments.only:
-        process = context.Process(target=_measure, args=(name, path))
+        process = context.Process(target=_measure, args=(name, path, arguments.seeds))
         process.start()
         process.join()
         if process.exitcode:
