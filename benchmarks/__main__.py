@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import multiprocessing
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,7 @@ def _machine_name() -> str:
 
 
 def _measure(name: str, path: Path, seeds: tuple[int, ...]) -> None:
-    """Measure a part and put it into the file; runs in a process of its own."""
+    """Measure a part in this process, and put it into the file."""
     platform.prepare()
     load = os.getloadavg()[0]
     print(f"== {name}", flush=True)
@@ -131,6 +132,8 @@ class Arguments:
     only: tuple[str, ...] = (*PARTS, TRAINING)
     seeds: tuple[int, ...] = (1, 4, 8)
     """Numbers of seeds that every algorithm trains together."""
+    in_this_process: bool = False
+    """Measure here what `only` names; without it every part gets a process of its own."""
     redraw: bool = False
     """Write the tables again from the JSON file that is there."""
 
@@ -140,13 +143,12 @@ def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__)
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{_machine_name()}.json"
-    context = multiprocessing.get_context("spawn")
     for name in () if arguments.redraw else arguments.only:
-        process = context.Process(target=_measure, args=(name, path, arguments.seeds))
-        process.start()
-        process.join()
-        if process.exitcode:
-            raise SystemExit(process.exitcode)
+        if arguments.in_this_process:
+            _measure(name, path, arguments.seeds)
+            continue
+        command = [sys.executable, "-m", "benchmarks", "--in-this-process", "True", "--only", name]
+        subprocess.run([*command, "--seeds", *map(str, arguments.seeds)], check=True)
     write_text(path.with_suffix(".md"), page(json.loads(path.read_text())))
     print(path.with_suffix(".md"))
 
