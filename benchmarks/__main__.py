@@ -147,7 +147,7 @@ def main() -> None:
         if arguments.in_this_process:
             _measure(name, path, arguments.seeds)
             continue
-        command = [sys.executable, "-m", "benchmarks", "--in-this-process", "True", "--only", name]
+        command = [sys.executable, "-m", "benchmarks", "--in-this-process", "--only", name]
         subprocess.run([*command, "--seeds", *map(str, arguments.seeds)], check=True)
     write_text(path.with_suffix(".md"), page(json.loads(path.read_text())))
     print(path.with_suffix(".md"))
