@@ -3,7 +3,7 @@
     python -m benchmarks.growth [--out benchmarks/results/growth]
 
 SORL, one seed, 3 x 256 units and batches of 256 unless the axis says otherwise. It writes
-`growth.json`, `growth.png` and the page `README.md`.
+`growth.json`, `growth.png` and `table.md`; what they show is told in its README.
 """
 
 from __future__ import annotations
