@@ -55,7 +55,7 @@ def run() -> list[dict[str, Any]]:
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """A column an axis: milliseconds of an update of all members above, memory below."""
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     figure, axes = pyplot.subplots(
         2, len(AXES), figsize=(2.6 * len(AXES), 5), layout="constrained", squeeze=False
@@ -71,8 +71,13 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         work = [row["flops"] * row["members"] for row in points]
         upper.plot(values, [times[-1] * w / work[-1] for w in work], ":", label="as the FLOPs")
         lower.plot(values, [row["memory_mib"] for row in points], "o-")
-        upper.set(xscale="log", yscale="log", title=axis)
+        upper.set(xscale="log", yscale="log", title=axis, ylim=(min(times) / 2, max(times) * 2))
         lower.set(xscale="log", ylim=(0, None))
+        labels = [f"{value / 1000:g}k" if value >= 10_000 else str(value) for value in values]
+        for below in (upper, lower):
+            below.set_xticks(values, labels, fontsize=7)
+            below.xaxis.set_minor_locator(ticker.NullLocator())
+        upper.yaxis.set_minor_formatter(ticker.NullFormatter())
     axes[0, 0].set_ylabel("ms an update, all members")
     axes[1, 0].set_ylabel("memory of the process, MiB")
     axes[0, 0].legend(frameon=False)
