@@ -95,16 +95,10 @@ class Cost:
         return self.members * self.updates_per_second * self.flops / self.peak
 
 
-def measure(case: Case, *, python: str = sys.executable, root: str | None = None) -> Cost:
-    """The cost of a case, measured by another process.
-
-    Args:
-        case: the case.
-        python: its interpreter.
-        root: the folder of another version of this project, which measures itself.
-    """
-    command = [python, "-m", "benchmarks.case", json.dumps(dataclasses.asdict(case))]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=root)
+def measure(case: Case) -> Cost:
+    """The cost of a case, measured by another process."""
+    command = [sys.executable, "-m", "benchmarks.case", json.dumps(dataclasses.asdict(case))]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return Cost(**json.loads(done.stdout.splitlines()[-1]))
 
 

@@ -75,7 +75,7 @@ class MLP(eqx.Module):
     def recorded(
         self, x: Float[Array, "rows inputs"], offsets: Sequence[Float[Array, "rows _"]]
     ) -> tuple[Float[Array, "rows outputs"], list[Float[Array, "rows _"]]]:
-        """Map many samples, and tell what every dense layer read.
+        """Map many samples, and tell what every dense layer read; for networks without LayerNorm.
 
         Args:
             x: the samples.

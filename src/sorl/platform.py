@@ -18,11 +18,12 @@ _FLAGS = {
     "xla_cpu_experimental_ynn_fusion_type": "-reduce",
     "xla_cpu_enable_concurrency_optimized_scheduler": "false",
     # Measured on an H200 with 8 seeds of 4 x 512: products by cuBLAS as it chooses itself are 5
-    # times as fast as those of kernels that XLA makes and has not tuned, and tuning them takes
-    # minutes at every start.
+    # times as fast as those of kernels that XLA makes and has not tuned. With tuning no program was
+    # ready within 110 s, four being made at once; how fast they would have been is not known.
     "xla_gpu_enable_triton_gemm": "false",
     "xla_gpu_autotune_level": "0",
-    # Loops and branches are launched from the GPU, without the host in between.
+    # Loops and branches are launched from the GPU. The measurements were made so; what it brings
+    # by itself was not measured.
     "xla_gpu_enable_command_buffer": "+WHILE,+CONDITIONAL,+DYNAMIC_SLICE_FUSION",
     "xla_gpu_graph_min_graph_size": "1",
 }

@@ -54,7 +54,7 @@ class Job:
         fitted_q_updates: without an environment, updates of fitted Q evaluation; 0 leaves it out.
         batch_devices: devices that share the rows of every batch, see `sorl.train`.
         evaluate_beside: roll policies out on the CPU while training goes on; None means where it
-            is not the CPU that trains.
+            is not the CPU that trains. Latencies are then those of a CPU that has other work.
         checkpoint_seconds: least time between two checkpoints that no evaluation asks for.
         tensorboard: None means where tensorboardX is installed.
         wandb: send to Weights & Biases too.
