@@ -3,9 +3,9 @@
     python -m benchmarks.compare HEAD~1 HEAD
     python -m benchmarks.compare 070d644 --algorithms sorl fql --rounds 3
 
-Each commit is checked out into a folder of its own and runs the program below with its own `src`, in
-this environment's packages. The ratio is that of medians; it is called a change where
-all rounds of one are above all rounds of the other.
+Each commit is checked out into a folder of its own and runs the program below with its own `src`,
+in this environment's packages. The ratio is that of medians; it is called a change where all rounds
+of one are above all rounds of the other.
 """
 
 from __future__ import annotations
