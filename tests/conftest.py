@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import gc
+import importlib.metadata
 import os
 import signal
+from collections.abc import Iterator
 
 # Before JAX starts: tests run beside each other, so one thread a test process is fair and faster.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 # Most of the time of the tests goes into compiling programs that run once.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
+if importlib.metadata.version("jaxlib").startswith("0.10."):  # XLA aborts on flags it does not know
+    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"  # these compile faster
 
 # A shell that starts tests in the background has them ignore interrupts, and what they start
 # inherits that; some of it is interrupted on purpose.
@@ -17,6 +22,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import hypothesis
+import jax
 import numpy as np
 import pytest
 
@@ -30,6 +36,21 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("sorl")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Optimise a file's programs only if it is marked so; drop what it compiled.
+
+    A compiled program keeps several memory maps, and Linux grants a process 65,530.
+    """
+    quickly = request.node.get_closest_marker("optimised") is None
+    # Processes that a test starts compile in the same way, so they compute the same.
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(quickly)
+    jax.config.update("jax_disable_most_optimizations", quickly)
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture

@@ -21,6 +21,8 @@ from sorl.errors import InputError
 from sorl.inference import act
 from sorl.types import Budget
 
+pytestmark = pytest.mark.optimised
+
 ROWS = 5
 
 

@@ -39,6 +39,8 @@ from sorl.flow_policy import FlowPolicy
 from sorl.losses import critic_loss
 from sorl.types import Budget
 
+pytestmark = pytest.mark.optimised
+
 SMALL = FAWAC(
     hidden=(16, 16),
     learning_rate=1e-3,

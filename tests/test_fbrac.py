@@ -33,6 +33,8 @@ from sorl.flow_policy import FlowPolicy
 from sorl.losses import critic_loss
 from sorl.types import Budget
 
+pytestmark = pytest.mark.optimised
+
 SMALL = FBRAC(
     hidden=(16, 16),
     learning_rate=1e-3,

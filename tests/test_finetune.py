@@ -47,6 +47,8 @@ from sorl.runs import Run
 from sorl.training import train
 from sorl.types import Budget
 
+pytestmark = pytest.mark.optimised
+
 pytest_plugins = ("run_fixtures",)
 
 TINY_SORL = SORL(hidden=(8,), discretization=2, backprop_steps=1)

@@ -35,6 +35,8 @@ from sorl.flow_policy import flow_actions
 from sorl.losses import critic_loss
 from sorl.types import Budget
 
+pytestmark = pytest.mark.optimised
+
 SMALL = FQL(
     hidden=(16, 16),
     learning_rate=1e-3,

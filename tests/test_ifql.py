@@ -29,6 +29,8 @@ from sorl.errors import InputError
 from sorl.flow_policy import FlowPolicy
 from sorl.types import Budget
 
+pytestmark = pytest.mark.optimised
+
 SMALL = IFQL(hidden=(16, 16), learning_rate=1e-3, discount=0.9)
 LEARNING = IFQL(
     hidden=(64, 64), learning_rate=1e-3, target_rate=0.02, discount=probes.TWO_STEP_DISCOUNT

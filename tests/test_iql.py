@@ -22,6 +22,8 @@ from sorl.inference import act
 from sorl.optim import adam
 from sorl.types import Budget
 
+pytestmark = pytest.mark.optimised
+
 ROWS = 12
 EXPECTILE = 0.9
 

@@ -23,6 +23,8 @@ from sorl.members import Snapshot
 from sorl.training import train
 from sorl.types import Budget
 
+pytestmark = pytest.mark.optimised
+
 STEPS = (1, 2, 4, 8)
 DRAWS = 2000
 

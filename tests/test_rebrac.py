@@ -20,6 +20,8 @@ from sorl.data.dataset import Dataset
 from sorl.errors import InputError
 from sorl.losses import critic_loss
 
+pytestmark = pytest.mark.optimised
+
 ROWS = 12
 
 
