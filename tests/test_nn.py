@@ -6,9 +6,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import numpy_networks as slow
-from sorl.nn import MLP, ActionNetwork, Critic
+from sorl.nn import MLP, ActionNetwork, Critic, heads_apart
 from sorl.types import Spec
 
 
@@ -49,3 +50,25 @@ def test_heads_are_different_networks_and_batches_equal_single_samples(rng):
     expected = [slow.q_values(critic, s[i], a[i], 4.0) for i in range(7)]
     np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-5)
     assert np.abs(values[:, 0] - values[:, 1]).min() > 1e-4
+
+
+@pytest.mark.parametrize("heads", [1, 2, 5])
+def test_heads_taken_apart_give_the_same_values(rng, heads):
+    class TwoCritics(eqx.Module):
+        critics: list[Critic]
+        scale: jax.Array
+
+    keys = jax.random.split(jax.random.key(4), 2)
+    stacked = TwoCritics(
+        [Critic(Spec(3, 2), 1, (16, 16), heads=heads, key=key) for key in keys], jnp.ones(3)
+    )
+    apart = heads_apart(stacked)
+    assert all(len(critic.mlps) == heads for critic in apart.critics)
+    assert apart.scale is stacked.scale
+    s, a = (jnp.asarray(rng.normal(size=(7, n)), jnp.float32) for n in (3, 2))
+    for one, other in zip(stacked.critics, apart.critics, strict=True):
+        expected = one.batch(s, a, jnp.float32(4))
+        assert expected.shape == (7, heads)
+        mapped = jax.vmap(lambda s, a, c=other: c(s, a, jnp.float32(4)))(s, a)
+        np.testing.assert_allclose(mapped, expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(other.batch(s, a, jnp.float32(4)), mapped, rtol=1e-5, atol=1e-6)

@@ -413,6 +413,18 @@ def test_the_stream_is_fresh_every_call_and_the_same_every_load(folder: Path) ->
     assert (first.act(observation, key=3) == second.act(observation, key=3)).all()
 
 
+def test_draws_of_the_stream_are_folded_into_its_key(folder: Path) -> None:
+    """One observation and a batch draw from the same stream, each call what its place gives."""
+    policy, seen = Policy.load(folder, random_seed=7), np.zeros((3, 3), np.float32)
+    stream = jax.random.key(7)
+    given = [policy.act(rows) for rows in (seen[0], seen, seen[0], seen[:1])]
+    for place, (rows, actions) in enumerate(
+        zip((seen[0], seen, seen[0], seen[:1]), given, strict=True)
+    ):
+        again = policy.act(rows, key=jax.random.fold_in(stream, place))
+        np.testing.assert_array_equal(actions, again)
+
+
 def test_threads_never_share_a_draw(folder: Path) -> None:
     policy = Policy.load(folder)
     alone = Policy.load(folder)

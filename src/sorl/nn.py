@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
@@ -31,7 +32,10 @@ __all__ = [
     "LayerNorm",
     "Linear",
     "ValueNetwork",
+    "heads_apart",
 ]
+
+Module = TypeVar("Module", bound=eqx.Module)
 
 
 class MLP(eqx.Module):
@@ -172,7 +176,7 @@ class ValueNetwork(eqx.Module):
 class Critic(eqx.Module):
     """An ensemble of Q networks with LayerNorm; all heads in one batched product.
 
-    The heads share the encoder of an image.
+    The heads share the encoder of an image. `heads_apart` makes networks of their own of them.
 
     Args:
         spec: what s is, and entries of a.
@@ -181,7 +185,7 @@ class Critic(eqx.Module):
         heads: number of independent networks.
     """
 
-    mlps: MLP
+    mlps: MLP | tuple[MLP, ...]
     encoder: Encoder | None
 
     def __init__(
@@ -210,6 +214,8 @@ class Critic(eqx.Module):
         """Q of every head for one observation and action."""
         features = encoders.encode(self.encoder, observation)
         x = jnp.concatenate([features, action, *(value[None] for value in extra)])
+        if isinstance(self.mlps, tuple):
+            return jnp.concatenate([mlp(x) for mlp in self.mlps])
         return eqx.filter_vmap(lambda mlp: mlp(x)[0])(self.mlps)
 
     def batch(
@@ -223,6 +229,8 @@ class Critic(eqx.Module):
         The map over heads stands outside the map over rows, so that the rows of one head stay one
         matrix; the other way round every layer would transpose them.
         """
+        if isinstance(self.mlps, tuple):
+            return jax.vmap(lambda s, a: self(s, a, *extra))(observation, action)
         features = jax.vmap(functools.partial(encoders.encode, self.encoder))(observation)
 
         def one(mlp: MLP, s: Float[Array, " features"], a: Float[Array, " a"]) -> Float[Array, ""]:
@@ -232,3 +240,23 @@ class Critic(eqx.Module):
         return eqx.filter_vmap(over_rows, in_axes=(eqx.if_array(0), None, None), out_axes=1)(
             self.mlps, features, action
         )
+
+
+def heads_apart(module: Module) -> Module:
+    """The same module, every head of its critics a network with arrays of its own.
+
+    For acting: XLA multiplies a few rows sooner by one matrix after the other than by a stack of
+    them (0.38 and 0.62 ms for 8 rows of two heads of 4 x 512 units on two cores).
+    """
+
+    def is_critic(node: object) -> bool:
+        return isinstance(node, Critic)
+
+    def apart(node: Any) -> Any:
+        if not is_critic(node) or isinstance(node.mlps, tuple):
+            return node
+        heads = jax.tree.leaves(node.mlps)[0].shape[0]
+        mlps = tuple(jax.tree.map(lambda leaf, i=i: leaf[i], node.mlps) for i in range(heads))
+        return eqx.tree_at(lambda critic: critic.mlps, node, mlps)
+
+    return jax.tree.map(apart, module, is_leaf=is_critic)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PRNGKeyArray
 
-from sorl import inference
+from sorl import inference, nn
 from sorl.algorithm import AbstractPolicy, AbstractScoredPolicy
 from sorl.choices import OWN as OWN_CHOICE
 from sorl.choices import Choice
@@ -46,7 +46,7 @@ Keys = PRNGKeyArray | Key[Array, "*shape"]
 # Compiled, because a robot waits for them: eagerly they cost as much as a small policy.
 _fold_in = jax.jit(jax.random.fold_in)
 _split = jax.jit(jax.random.split, static_argnums=1)
-_one_row = jax.jit(lambda key: key[None])
+_KEY_ITSELF = np.int32(-1)
 
 
 class Decision(NamedTuple):
@@ -66,6 +66,18 @@ class Decision(NamedTuple):
     candidates: np.ndarray
     scores: np.ndarray
     steps: np.ndarray
+
+
+class _Noise(NamedTuple):
+    """Where the random numbers of a call come from.
+
+    Attributes:
+        keys: of each row; of a single observation without an axis of rows its key.
+        draw: the key of a single row is that of this draw from `keys`, unless it is negative.
+    """
+
+    keys: Keys
+    draw: np.int32 | Array
 
 
 class Policy:
@@ -99,7 +111,7 @@ class Policy:
         self.provenance = saved.provenance
         self.calibration = calibration
         # A flat list, because taking a policy apart at every call costs as much as a small one.
-        arrays, static = eqx.partition(saved.module, eqx.is_array)
+        arrays, static = eqx.partition(nn.heads_apart(saved.module), eqx.is_array)
         self._arrays, structure = jax.tree.flatten(arrays)
         self._served: set[tuple[Budget, Strategy]] = set()
         self._stream = jax.random.key(random_seed)
@@ -107,11 +119,13 @@ class Policy:
         self._told_elsewhere = False
         self._lock = threading.Lock()
 
+        # For one observation one program leads from the policy's key to the action: handing on from
+        # program to program costs as much as a small policy.
         @functools.partial(jax.jit, static_argnames=("decide", "budget", "strategy"))
         def act(
             arrays: list[Array],
             observations: Float[Array, "rows observation_size"],
-            keys: Key[Array, " rows"],
+            noise: _Noise,
             decide: Callable[..., Any],
             budget: Budget,
             strategy: Strategy,
@@ -122,9 +136,11 @@ class Policy:
                 return decide(policy, observation, budget=budget, strategy=strategy, key=key)
 
             if len(observations) > 1:
-                return jax.vmap(one)(observations, keys)
+                return jax.vmap(one)(observations, noise.keys)
+            key = noise.keys[0] if noise.keys.ndim else noise.keys
+            key = jnp.where(noise.draw < 0, key, jax.random.fold_in(key, noise.draw))
             # Without a map the branch of adaptive spending is a real one, which saves its work.
-            return jax.tree.map(lambda leaf: leaf[None], one(observations[0], keys[0]))
+            return jax.tree.map(lambda leaf: leaf[None], one(observations[0], key))
 
         self._act = act
 
@@ -227,9 +243,7 @@ class Policy:
         )
         if not len(rows):
             return np.zeros((*leading, self.spec.action_size), np.float32)
-        actions = self._act(
-            self._arrays, rows, self._keys(key, rows, leading), inference.act, budget, strategy
-        )
+        actions = self._decided(rows, leading, key, inference.act, budget, strategy)
         # A copy: what JAX hands out may be read-only memory of its own.
         return np.array(actions, np.float32).reshape(*leading, self.spec.action_size)
 
@@ -271,9 +285,7 @@ class Policy:
         )
         if not len(rows):
             raise InputError("There is no observation to decide on: give at least one.")
-        found = self._act(
-            self._arrays, rows, self._keys(key, rows, leading), inference.consider, budget, strategy
-        )
+        found = self._decided(rows, leading, key, inference.consider, budget, strategy)
         actions, scores, drawn_in = (np.array(leaf) for leaf in found.candidates)
         chosen = np.array(found.chosen)
         return Decision(
@@ -356,33 +368,42 @@ class Policy:
             self.calibration.warn_elsewhere()
         return self.calibration
 
-    def _keys(
+    def _decided(
         self,
-        key: Keys | int | None,
         rows: np.ndarray,
         leading: tuple[int, ...],
-    ) -> Key[Array, " rows"]:
-        drawn = self._key(key)
-        if not drawn.ndim:
-            return _split(drawn, len(rows)) if leading else _one_row(drawn)
-        if drawn.shape != leading:
-            raise InputError(
-                f"There are keys of shape {list(drawn.shape)} for observations of shape "
-                f"{list(leading)}: give one key, or one for each observation."
-            )
-        return drawn if drawn.ndim == 1 else drawn.reshape(-1)
+        key: Keys | int | None,
+        decide: Callable[..., Any],
+        budget: Budget,
+        strategy: Strategy,
+    ) -> Any:
+        """What `decide` makes of every row; arrays begin with an axis of rows."""
+        noise = self._noise(key, leading, len(rows))
+        return self._act(self._arrays, rows, noise, decide, budget, strategy)
 
-    def _key(self, key: Keys | int | None) -> Key[Array, "*shape"]:
+    def _noise(self, key: Keys | int | None, leading: tuple[int, ...], rows: int) -> _Noise:
         if key is None:
             with self._lock:
                 drawn = self._drawn
                 self._drawn += 1
-            return _fold_in(self._stream, np.uint32(drawn % 2**32))
-        if isinstance(key, int):
-            return jax.random.key(key)
-        # Keys of the older kind are bare integers.
-        typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-        return key if typed else jax.random.wrap_key_data(key)
+            draw = np.int32(drawn % 2**31)
+            if not leading:
+                return _Noise(self._stream, draw)
+            keys = _fold_in(self._stream, draw)
+        elif isinstance(key, int):
+            keys = jax.random.key(key)
+        else:
+            # Keys of the older kind are bare integers.
+            typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+            keys = key if typed else jax.random.wrap_key_data(key)
+        if keys.ndim and keys.shape != leading:
+            raise InputError(
+                f"There are keys of shape {list(keys.shape)} for observations of shape "
+                f"{list(leading)}: give one key, or one for each observation."
+            )
+        if leading and not keys.ndim:
+            keys = _split(keys, rows)
+        return _Noise(keys if keys.ndim < 2 else keys.reshape(-1), _KEY_ITSELF)
 
     def _checked(self, observation: Any) -> tuple[np.ndarray, tuple[int, ...]]:
         """The observations as `[rows, observation_size]`, and their leading axes."""
