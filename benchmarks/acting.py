@@ -35,7 +35,7 @@ class Arguments:
     """Settings of the measurement."""
 
     budgets: tuple[str, ...] = ("1x1", "8x1", "8x8", "4x32")
-    choices: tuple[str, ...] = ("best", "central")
+    choices: tuple[str, ...] = ("best", "typical-2", "central")
     hidden: tuple[int, ...] = (512, 512, 512, 512)
     calls: int = 1000
     run: Path | None = None
