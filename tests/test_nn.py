@@ -63,7 +63,9 @@ def test_heads_taken_apart_give_the_same_values(rng, heads):
         [Critic(Spec(3, 2), 1, (16, 16), heads=heads, key=key) for key in keys], jnp.ones(3)
     )
     apart = heads_apart(stacked)
-    assert all(len(critic.mlps) == heads for critic in apart.critics)
+    for critic in apart.critics:
+        assert isinstance(critic.mlps, tuple)
+        assert len(critic.mlps) == heads
     assert apart.scale is stacked.scale
     s, a = (jnp.asarray(rng.normal(size=(7, n)), jnp.float32) for n in (3, 2))
     for one, other in zip(stacked.critics, apart.critics, strict=True):
