@@ -12,9 +12,11 @@ from collections.abc import Iterator
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 # Most of the time of the tests goes into compiling programs that run once.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
-if importlib.metadata.version("jaxlib").startswith("0.10."):  # XLA aborts on flags it does not know
-    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"  # these compile faster
+if "XLA_FLAGS" not in os.environ:
+    os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=1"
+    # XLA aborts on flags it does not know; the emitters that this turns off compile longer.
+    if importlib.metadata.version("jaxlib").startswith("0.10."):
+        os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
 # A shell that starts tests in the background has them ignore interrupts, and what they start
 # inherits that; some of it is interrupted on purpose.

@@ -455,8 +455,14 @@ def test_one_compilation_for_a_budget_and_a_batch_shape(folder: Path) -> None:
         policy.act(np.full((3, 3), seed), steps=2, key=seed)
         policy.act(np.zeros((3, 3), np.float64), steps=2)
     assert compiled._cache_size() == before == 1
+    keys = jax.random.split(jax.random.key(0), 1)
+    for rows, key in [(np.zeros(3), None), (np.zeros(3), 1), (np.zeros((1, 3)), None)]:
+        policy.act(rows, steps=2, key=key)
+    policy.act(np.zeros((1, 3)), steps=2, key=keys)
+    policy.act(np.zeros((1, 1, 3)), steps=2, key=keys.reshape(1, 1))
+    assert compiled._cache_size() == before + 1  # one row, with an axis of rows or without
     policy.act(np.zeros((3, 3)), steps=4)
-    assert compiled._cache_size() == 2
+    assert compiled._cache_size() == before + 2
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,7 @@ Keys = PRNGKeyArray | Key[Array, "*shape"]
 # Compiled, because a robot waits for them: eagerly they cost as much as a small policy.
 _fold_in = jax.jit(jax.random.fold_in)
 _split = jax.jit(jax.random.split, static_argnums=1)
+_only = jax.jit(lambda keys: keys.reshape(()))
 _KEY_ITSELF = np.int32(-1)
 
 
@@ -72,7 +73,7 @@ class _Noise(NamedTuple):
     """Where the random numbers of a call come from.
 
     Attributes:
-        keys: of each row; of a single observation without an axis of rows its key.
+        keys: a key for each row, or the key of a single row.
         draw: the key of a single row is that of this draw from `keys`, unless it is negative.
     """
 
@@ -137,8 +138,8 @@ class Policy:
 
             if len(observations) > 1:
                 return jax.vmap(one)(observations, noise.keys)
-            key = noise.keys[0] if noise.keys.ndim else noise.keys
-            key = jnp.where(noise.draw < 0, key, jax.random.fold_in(key, noise.draw))
+            key = jax.random.fold_in(noise.keys, noise.draw)
+            key = jnp.where(noise.draw < 0, noise.keys, key)
             # Without a map the branch of adaptive spending is a real one, which saves its work.
             return jax.tree.map(lambda leaf: leaf[None], one(observations[0], key))
 
@@ -403,6 +404,9 @@ class Policy:
             )
         if leading and not keys.ndim:
             keys = _split(keys, rows)
+        # One row is one program, with an axis of rows or without: it is prepared only once.
+        if keys.ndim and rows == 1:
+            keys = _only(keys)
         return _Noise(keys if keys.ndim < 2 else keys.reshape(-1), _KEY_ITSELF)
 
     def _checked(self, observation: Any) -> tuple[np.ndarray, tuple[int, ...]]:
