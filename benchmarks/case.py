@@ -24,7 +24,7 @@ from sorl.arithmetic import Arithmetic
 
 OBSERVATION, ACTION = 28, 5
 ROUNDS = 4
-SECONDS = 1.0
+SECONDS = 3.0
 """What one round of training should take, or somewhat more."""
 
 

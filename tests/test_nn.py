@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 import numpy_networks as slow
-from sorl.nn import MLP, ActionNetwork, Critic, heads_apart
+from sorl.nn import LAYER_NORM_EPSILON, MLP, ActionNetwork, Critic, LayerNorm, heads_apart
 from sorl.types import Spec
+
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
 
 def count(module):
@@ -30,6 +32,27 @@ def test_mlp_equals_numpy_with_and_without_layer_norm(rng):
         network = MLP(6, (16, 8), 3, layer_norm=layer_norm, key=jax.random.key(1))
         found = network(jnp.asarray(x, jnp.float32))
         np.testing.assert_allclose(found, slow.mlp(network, x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 2, 17, 512])
+def test_layer_norm_and_its_gradient_equal_plain_differentiation(rng, size):
+    """The gradient is written out in `sorl.layers`; here the definition is differentiated."""
+    x, scale, offset, weight = rng.normal(size=(4, size)).astype(np.float32)
+    norm = eqx.tree_at(lambda n: (n.scale, n.offset), LayerNorm(size), (scale, offset))
+
+    def plain(x, scale, offset):
+        standard = (x - jnp.mean(x)) / jnp.sqrt(jnp.var(x) + LAYER_NORM_EPSILON)
+        return jnp.vdot(weight, standard * scale + offset)
+
+    def ours(x, scale, offset):
+        one = eqx.tree_at(lambda n: (n.scale, n.offset), norm, (scale, offset))
+        return jnp.vdot(weight, one(x))
+
+    np.testing.assert_allclose(norm(3 * x + 1), slow.layer_norm(3 * x + 1, scale, offset), **CLOSE)
+    found = jax.grad(ours, argnums=(0, 1, 2))(x, scale, offset)
+    expected = jax.grad(plain, argnums=(0, 1, 2))(x, scale, offset)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, **CLOSE)
 
 
 def test_initial_weights_are_glorot_uniform():

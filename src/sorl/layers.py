@@ -72,6 +72,37 @@ class LayerNorm(eqx.Module):
 
     def __call__(self, x: Float[Array, " size"]) -> Float[Array, " size"]:
         """Normalise one sample over its entries."""
-        centred = x - jnp.mean(x)
-        variance = jnp.mean(centred * centred)
-        return centred * jax.lax.rsqrt(variance + LAYER_NORM_EPSILON) * self.scale + self.offset
+        return _standardised(x) * self.scale + self.offset
+
+
+@jax.custom_vjp
+def _standardised(x: Float[Array, " size"]) -> Float[Array, " size"]:
+    """x less its mean, over its standard deviation: y = (x - mean x) / √(var x + ε).
+
+    Its gradient is written out, (g - mean g - y mean(g y)) / √(var x + ε), so that all four means
+    are products: a CPU sums the rows of a matrix twice as fast when it multiplies them by ones.
+    """
+    return _standardised_forward(x)[0]
+
+
+def _standardised_forward(
+    x: Float[Array, " size"],
+) -> tuple[Float[Array, " size"], tuple[Float[Array, " size"], Float[Array, ""]]]:
+    centred = x - _mean(x)
+    inverse = jax.lax.rsqrt(_mean(centred * centred) + LAYER_NORM_EPSILON)
+    y = centred * inverse
+    return y, (y, inverse)
+
+
+def _standardised_backward(
+    kept: tuple[Float[Array, " size"], Float[Array, ""]], gradient: Float[Array, " size"]
+) -> tuple[Float[Array, " size"]]:
+    y, inverse = kept
+    return (inverse * (gradient - _mean(gradient) - y * _mean(gradient * y)),)
+
+
+_standardised.defvjp(_standardised_forward, _standardised_backward)
+
+
+def _mean(x: Float[Array, " size"]) -> Float[Array, ""]:
+    return jnp.vdot(x, jnp.full(x.shape, 1 / x.size), precision=jax.lax.Precision.HIGHEST)

@@ -31,8 +31,8 @@ from sorl.types import Member, Spec, Transition
 
 State = TypeVar("State")
 
-Sums = dict[str, Float[Array, " local"]]
-Healthy = Bool[Array, " local"]
+Sums = dict[str, Float[Array, "*local"]]
+Healthy = Bool[Array, "*local"]
 
 MEMBERS = "members"
 ROWS = "rows"
@@ -196,33 +196,49 @@ def run_updates(
         The states, in which a member with a bad metric is alive no more, and the metrics' sums.
     """
 
-    def update(
-        states: PyTree, update_index: Int[Array, ""]
-    ) -> tuple[PyTree, dict[str, Float[Array, " local"]]]:
-        def one(
-            member_state: PyTree, source: PyTree, key: PRNGKeyArray
-        ) -> tuple[PyTree, dict[str, Float[Array, ""]]]:
-            sample_key, update_key = update_keys(key, update_index)
-            batch = draw(sample_key, source, update_index)
-            member_state, metrics = algorithm.update(
-                member_state, batch, update_index, key=update_key
-            )
-            return member_state, dict(metrics)
+    def one(
+        state: PyTree, source: PyTree, key: PRNGKeyArray, update: Int[Array, ""]
+    ) -> tuple[PyTree, dict[str, Float[Array, ""]]]:
+        sample_key, update_key = update_keys(key, update)
+        batch = draw(sample_key, source, update)
+        state, metrics = algorithm.update(state, batch, update, key=update_key)
+        return state, dict(metrics)
 
-        return jax.vmap(one)(states, sources, keys)
+    if len(keys) > 1:
+        together = jax.vmap(one, in_axes=(0, 0, 0, None))
+        return _repeat(together, state, sources, keys, limits, start, count)
+    # A single member goes without the axis: XLA does not see through the transposition of an axis
+    # of size 1 beside a product, and an update of 4 x 512 units would copy every gradient.
+    state, sources, keys, limits = jax.tree.map(
+        lambda leaf: leaf[0], (state, sources, keys, limits)
+    )
+    result = _repeat(one, state, sources, keys, limits, start, count)
+    return jax.tree.map(lambda leaf: leaf[None], result)
+
+
+def _repeat(
+    update: Callable[..., tuple[PyTree, dict[str, Float[Array, "*local"]]]],
+    state: TrainingState,
+    sources: PyTree,
+    keys: Key[Array, "*local"],
+    limits: Float[Array, "*local"],
+    start: Int[Array, ""],
+    count: Int[Array, ""],
+) -> tuple[TrainingState, dict[str, Float[Array, "*local"]]]:
+    """`run_updates`, given one update of all members, or of one whose arrays have no such axis."""
 
     def body(
         i: Int[Array, ""], carry: tuple[PyTree, Sums, Healthy]
     ) -> tuple[PyTree, Sums, Healthy]:
         states, sums, healthy = carry
-        states, metrics = update(states, start + i)
+        states, metrics = update(states, sources, keys, start + i)
         for name, value in metrics.items():
             healthy &= jnp.isfinite(value)
             if name == CRITIC_LOSS:
                 healthy &= value <= limits
         return states, {name: sums[name] + value for name, value in metrics.items()}, healthy
 
-    _, shapes = jax.eval_shape(update, state.algorithm, start)
+    _, shapes = jax.eval_shape(update, state.algorithm, sources, keys, start)
     zeros = {name: jnp.zeros(shape.shape, shape.dtype) for name, shape in shapes.items()}
     final, sums, healthy = jax.lax.fori_loop(0, count, body, (state.algorithm, zeros, state.alive))
     return TrainingState(final, healthy), sums

@@ -227,19 +227,22 @@ class Critic(eqx.Module):
         """Q of every head for many rows, the same as mapping over them.
 
         The map over heads stands outside the map over rows, so that the rows of one head stay one
-        matrix; the other way round every layer would transpose them.
+        matrix; the other way round every layer would transpose them. Every head reads a copy of
+        the rows: reading the same ones, the first layers of all heads would be one product, whose
+        answers and gradients had to be transposed.
         """
         if isinstance(self.mlps, tuple):
             return jax.vmap(lambda s, a: self(s, a, *extra))(observation, action)
         features = jax.vmap(functools.partial(encoders.encode, self.encoder))(observation)
+        columns = [jnp.broadcast_to(value, (len(action), 1)) for value in extra]
+        x = jnp.concatenate([features, action, *columns], axis=-1)
+        heads = jax.tree.leaves(self.mlps)[0].shape[0]
+        copies = jnp.broadcast_to(x, (heads, *x.shape))
 
-        def one(mlp: MLP, s: Float[Array, " features"], a: Float[Array, " a"]) -> Float[Array, ""]:
-            return mlp(jnp.concatenate([s, a, *(value[None] for value in extra)]))[0]
+        def over_rows(mlp: MLP, x: Float[Array, "rows inputs"]) -> Float[Array, " rows"]:
+            return jax.vmap(mlp)(x)[:, 0]
 
-        over_rows = jax.vmap(one, in_axes=(None, 0, 0))
-        return eqx.filter_vmap(over_rows, in_axes=(eqx.if_array(0), None, None), out_axes=1)(
-            self.mlps, features, action
-        )
+        return eqx.filter_vmap(over_rows, out_axes=1)(self.mlps, copies)
 
 
 def heads_apart(module: Module) -> Module:
