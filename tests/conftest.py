@@ -28,6 +28,9 @@ import jax
 import numpy as np
 import pytest
 
+# Tracing makes objects by the million; looking through them for garbage took 5% of the tests' time.
+gc.set_threshold(100_000, 20, 20)
+
 hypothesis.settings.register_profile(
     "sorl",
     # The same commit passes or fails the same way everywhere; `make explore` looks further.
