@@ -37,7 +37,7 @@ def test_mlp_equals_numpy_with_and_without_layer_norm(rng):
 @pytest.mark.parametrize("size", [1, 2, 17, 512])
 def test_layer_norm_and_its_gradient_equal_plain_differentiation(rng, size):
     """The gradient is written out in `sorl.layers`; here the definition is differentiated."""
-    x, scale, offset, weight = rng.normal(size=(4, size)).astype(np.float32)
+    x, scale, offset, weight = jnp.asarray(rng.normal(size=(4, size)), jnp.float32)
     norm = eqx.tree_at(lambda n: (n.scale, n.offset), LayerNorm(size), (scale, offset))
 
     def plain(x, scale, offset):

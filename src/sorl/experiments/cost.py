@@ -138,7 +138,9 @@ def _programs(equation: Any) -> Sequence[Any]:
 
 
 def _product(equation: Any) -> float:
-    (contracted, _), _ = equation.params["dimension_numbers"]
-    left = equation.invars[0].aval.shape
+    (contracted, summed), (_, mapped) = equation.params["dimension_numbers"]
+    left, right = (variable.aval.shape for variable in equation.invars)
+    if len(right) == len(summed) + len(mapped):
+        return 0.0  # a sum, written as a product with ones or with itself
     result = equation.outvars[0].aval.shape
     return 2.0 * math.prod(result) * math.prod(left[axis] for axis in contracted)
