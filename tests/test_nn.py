@@ -12,8 +12,6 @@ import numpy_networks as slow
 from sorl.nn import LAYER_NORM_EPSILON, MLP, ActionNetwork, Critic, LayerNorm, heads_apart
 from sorl.types import Spec
 
-CLOSE = {"rtol": 1e-4, "atol": 1e-5}
-
 
 def count(module):
     return sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(module, eqx.is_array)))
@@ -48,11 +46,13 @@ def test_layer_norm_and_its_gradient_equal_plain_differentiation(rng, size):
         one = eqx.tree_at(lambda n: (n.scale, n.offset), norm, (scale, offset))
         return jnp.vdot(weight, one(x))
 
-    np.testing.assert_allclose(norm(3 * x + 1), slow.layer_norm(3 * x + 1, scale, offset), **CLOSE)
+    np.testing.assert_allclose(
+        norm(3 * x + 1), slow.layer_norm(3 * x + 1, scale, offset), rtol=1e-4, atol=1e-5
+    )
     found = jax.grad(ours, argnums=(0, 1, 2))(x, scale, offset)
     expected = jax.grad(plain, argnums=(0, 1, 2))(x, scale, offset)
     for one, other in zip(found, expected, strict=True):
-        np.testing.assert_allclose(one, other, **CLOSE)
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_initial_weights_are_glorot_uniform():
