@@ -11,17 +11,21 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import os
 import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sorl import platform
-from sorl.arithmetic import Arithmetic
 
+if TYPE_CHECKING:  # it would import JAX, which reads the number of devices then
+    from sorl.arithmetic import Arithmetic
+
+DEVICES = "JAX_NUM_CPU_DEVICES"
 OBSERVATION, ACTION = 28, 5
 ROUNDS = 4
 SECONDS = 3.0
@@ -159,6 +163,8 @@ def run(case: Case) -> Cost:
         if event.endswith("backend_compile_duration"):
             compiling[0] += duration_secs
 
+    if jax.default_backend() == "cpu" and str(len(jax.devices())) != os.environ[DEVICES]:
+        raise RuntimeError(f"JAX was imported before {DEVICES} was set: cores would lie idle.")
     algorithm = algorithms.build({"name": case.algorithm, "hidden": case.hidden, **case.values})
     data = synthetic(OBSERVATION, ACTION, rows=case.rows)
     if case.tasks > 1:
