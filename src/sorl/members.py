@@ -226,6 +226,8 @@ def _repeat(
     count: Int[Array, ""],
 ) -> tuple[TrainingState, dict[str, Float[Array, "*local"]]]:
     """`run_updates`, given one update of all members, or of one whose arrays have no such axis."""
+    # Traced once, although its metrics have to be known before the loop.
+    update = jax.jit(update, inline=True)
 
     def body(
         i: Int[Array, ""], carry: tuple[PyTree, Sums, Healthy]

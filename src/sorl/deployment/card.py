@@ -7,11 +7,11 @@ card. Its head is the metadata that hubs of models read; no network is needed to
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
-
-from scipy.stats import binomtest
 
 from sorl import algorithms, files
 from sorl.algorithm import AbstractAlgorithm
@@ -109,6 +109,18 @@ def _is_of(row: Row, member: Member, update: int) -> bool:
     return (row.get("task"), row.get("seed"), row.get("update")) == (*member, update)
 
 
+def _wilson_interval(successes: int, episodes: int) -> tuple[float, float]:
+    """Wilson's 95% interval of a share.
+
+    Here because every training writes a card, and importing SciPy's takes 0.7 s.
+    """
+    z = NormalDist().inv_cdf(0.975)
+    share, spread = successes / episodes, z**2 / episodes
+    middle = (share + spread / 2) / (1 + spread)
+    half = z * math.sqrt((share * (1 - share) + spread / 4) / episodes) / (1 + spread)
+    return max(middle - half, 0.0), min(middle + half, 1.0)
+
+
 def _scores(rows: list[Row]) -> list[str]:
     if not rows:
         return ["It has not been evaluated in an environment."]
@@ -119,7 +131,7 @@ def _scores(rows: list[Row]) -> list[str]:
     for row in rows:
         episodes = round(float(row["episodes"]))
         successes = round(float(row["success"]) * episodes)
-        low, high = binomtest(successes, episodes).proportion_ci(method="wilson")
+        low, high = _wilson_interval(successes, episodes)
         lines.append(
             f"| {row['budget']} | {float(row['success']):.0%} | {low:.0%} to {high:.0%} | "
             f"{float(row['return']):.1f} | {float(row['latency_ms']):.2f} | {episodes} |"
