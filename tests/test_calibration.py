@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
+from compilations import compilations
 from sorl import cli, inference, provenance
 from sorl.algorithms.bc import BC
 from sorl.algorithms.sorl import SORL
@@ -217,6 +218,32 @@ def test_a_deadline_is_the_budget_it_buys_spent_as_calibrated(folder: Path) -> N
             )
     info = policy.act_info(np.zeros(3), deadline_ms=5.0, key=1)
     assert info.scores.shape == (8,)
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_after_preparing_no_call_with_a_deadline_compiles(tmp_path: Path, rows: int) -> None:
+    path = tmp_path / "task1-seed0"
+    release(path, SORL(hidden=(8, 8)))
+    entries = [("1x1", 1.0, (1, 10)), ("4x8", 3.0, (9, 10))]
+    write_calibration(path, table(*entries, rows=(1, 4)))
+    policy = Policy.load(path)
+    unused = Policy.load(path)
+    jax.clear_caches()  # what other tests compiled must not help
+    policy.prepare(rows=rows)
+    shapes = [(3,), (1, 3)] if rows == 1 else [(4, 3), (2, 2, 3)]
+    with compilations() as compiled:
+        for shape in shapes:
+            for deadline in (5.0, 1e6):
+                policy.act(np.zeros(shape), deadline_ms=deadline)
+                policy.act(np.zeros(shape), deadline_ms=deadline, key=7)
+    assert compiled == []
+    first = Policy.load(path)
+    first.prepare(rows=rows)
+    np.testing.assert_array_equal(
+        first.act(np.zeros(shapes[0]), deadline_ms=1e6),
+        unused.act(np.zeros(shapes[0]), deadline_ms=1e6),
+        err_msg="preparing drew from the policy's own stream",
+    )
 
 
 def test_what_a_deadline_refuses(folder: Path, tmp_path: Path) -> None:

@@ -129,7 +129,8 @@ def test_the_budget_of_a_deadline(policy: Policy) -> None:
     others: list[Any] = [{"steps": 1}, {"sampler": "spread"}, {"choice": "best"}]
     for more in others:
         assert "leave out steps" in refused(act(app, deadline_ms=900, **more), 422)
-    found = act(app, deadline_ms=30_000, seed=3, info=True).json()
+    assert "info and deadline_ms" in refused(act(app, deadline_ms=30_000, info=True), 422)
+    found = act(app, deadline_ms=30_000, seed=3, info=False).json()
     expected = policy.act(ONE_ROW, steps=2, best_of=2, verifier="min", choice="best", key=3)
     np.testing.assert_allclose(found["actions"], expected, atol=1e-5)
     assert ask(app, "GET", "/policy").json()["budgets"]["deadlines"]

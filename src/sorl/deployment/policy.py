@@ -266,7 +266,8 @@ class Policy:
             observation: as for `act`.
             steps: as for `act`.
             best_of: as for `act`.
-            deadline_ms: as for `act`; to decide and to tell takes a little longer than to decide.
+            deadline_ms: as for `act`; but to tell takes longer than to decide, and `prepare`
+                compiles nothing for it.
             sampler: as for `act`.
             verifier: as for `act`.
             choice: as for `act`.
@@ -298,13 +299,17 @@ class Policy:
         )
 
     def prepare(self, *, rows: int = 1) -> None:
-        """Compile whatever a deadline may buy for `rows` observations, so that it can be kept.
+        """Compile whatever a deadline may buy for `rows` observations, so that `act` can keep it.
 
         Raises:
             InputError: the policy has no calibration, or none for so many rows.
         """
         calibration = self._calibrated("To prepare for deadlines")
         shape = (self.spec.observation_size,) if rows == 1 else (rows, self.spec.observation_size)
+        # Small programs of their own make the noise of every form of call.
+        for leading in ((), (1,)) if rows == 1 else ((rows,),):
+            self._own_noise(np.int32(0), leading, rows)
+            self._noise(0, leading, rows)
         for measured in calibration.worth_having(rows=rows):
             strategy = calibration.strategy(measured)
             self.act(
@@ -387,11 +392,8 @@ class Policy:
             with self._lock:
                 drawn = self._drawn
                 self._drawn += 1
-            draw = np.int32(drawn % 2**31)
-            if not leading:
-                return _Noise(self._stream, draw)
-            keys = _fold_in(self._stream, draw)
-        elif isinstance(key, int):
+            return self._own_noise(np.int32(drawn % 2**31), leading, rows)
+        if isinstance(key, int):
             keys = jax.random.key(key)
         else:
             # Keys of the older kind are bare integers.
@@ -402,12 +404,13 @@ class Policy:
                 f"There are keys of shape {list(keys.shape)} for observations of shape "
                 f"{list(leading)}: give one key, or one for each observation."
             )
-        if leading and not keys.ndim:
-            keys = _split(keys, rows)
-        # One row is one program, with an axis of rows or without: it is prepared only once.
-        if keys.ndim and rows == 1:
-            keys = _only(keys)
-        return _Noise(keys if keys.ndim < 2 else keys.reshape(-1), _KEY_ITSELF)
+        return _noise_of(keys, leading, rows)
+
+    def _own_noise(self, draw: np.int32, leading: tuple[int, ...], rows: int) -> _Noise:
+        """That of one draw from the policy's own stream."""
+        if not leading:
+            return _Noise(self._stream, draw)
+        return _noise_of(_fold_in(self._stream, draw), leading, rows)
 
     def _checked(self, observation: Any) -> tuple[np.ndarray, tuple[int, ...]]:
         """The observations as `[rows, observation_size]`, and their leading axes."""
@@ -433,6 +436,15 @@ class Policy:
                 "sensor or the data it comes from."
             )
         return values.reshape(-1, size), values.shape[:-1]
+
+
+def _noise_of(keys: Keys, leading: tuple[int, ...], rows: int) -> _Noise:
+    if leading and not keys.ndim:
+        keys = _split(keys, rows)
+    # One row is one program, with an axis of rows or without: it is prepared only once.
+    if keys.ndim and rows == 1:
+        keys = _only(keys)
+    return _Noise(keys if keys.ndim < 2 else keys.reshape(-1), _KEY_ITSELF)
 
 
 def load_stacked(run: Path | str) -> tuple[AbstractPolicy, list[Member]]:

@@ -72,7 +72,7 @@ class Plan(NamedTuple):
     Attributes:
         budget: steps and candidates; None while a deadline has yet to decide.
         strategy: how the budget is spent; a deadline decides that as well.
-        info: whether candidates and scores are wanted as well.
+        info: whether candidates and scores are wanted as well; not together with a deadline.
     """
 
     budget: Budget | None
@@ -330,6 +330,11 @@ class Batcher:
                 "This policy is not calibrated, so no budget can be chosen for a deadline: run "
                 "`sorl calibrate` and start the server again, or give steps and best_of."
             )
+        if order.deadline_ms is not None and order.plan.info:
+            raise InputError(
+                "info and deadline_ms do not go together, for no deadline is prepared for the "
+                "longer answer: ask again with the budget and the seed of the answer."
+            )
 
     def _admit(self, plan: Plan) -> None:
         """Check a plan, and count it among those that are compiled once they are needed."""
@@ -367,7 +372,7 @@ class Batcher:
     def _next(self, now: float) -> tuple[Plan, list[_Waiting]] | None:
         for wanted, queue in sorted(self._queues.items(), key=lambda item: item[1][0].due):
             if wanted.budget is None:
-                batch = self._before_deadline(wanted, queue, now)
+                batch = self._before_deadline(queue, now)
             else:
                 rows = sum(waiting.order.rows for waiting in queue)
                 due = queue[0].due <= now or rows >= self.max_batch or self._stopping
@@ -379,7 +384,7 @@ class Batcher:
         return None
 
     def _before_deadline(
-        self, wanted: Plan, queue: list[_Waiting], now: float
+        self, queue: list[_Waiting], now: float
     ) -> tuple[Plan, list[_Waiting]] | None:
         """A batch of the orders whose deadlines end first; those that are too late fail."""
         hasty = sorted(queue, key=lambda waiting: waiting.order.deadline)
@@ -404,7 +409,7 @@ class Batcher:
             size //= 2
         if rows <= self.max_batch:
             hasty = [one for one in hasty if self._choose(one, size, now) == plan]
-        return plan._replace(info=wanted.info), _first(hasty, size)
+        return plan, _first(hasty, size)
 
     def _choose(self, waiting: _Waiting, size: int, now: float) -> Plan | None:
         """The best plan that fits into what is left to an order in a batch of `size` rows."""

@@ -184,7 +184,10 @@ def request_model(batcher: Batcher, limits: Limits) -> type[BaseModel]:
     together: dict[str, Any] = {
         "not": {
             "required": ["deadline_ms"],
-            "anyOf": [{"required": [name]} for name in CHOSEN_BY_DEADLINE],
+            "anyOf": [
+                *({"required": [name]} for name in CHOSEN_BY_DEADLINE),
+                {"required": ["info"], "properties": {"info": {"const": True}}},
+            ],
         }
     }
     if "renoise" in samplers:
@@ -225,7 +228,7 @@ def request_model(batcher: Batcher, limits: Limits) -> type[BaseModel]:
             float,
             "Milliseconds from the arrival of the request within which the actions must be there; "
             "the best budget that fits is chosen, and how it is spent. Not together with "
-            f"{', '.join(CHOSEN_BY_DEADLINE)}.",
+            f"{', '.join(CHOSEN_BY_DEADLINE)}, nor with info.",
             gt=0,
             le=1e3 * limits.max_seconds,
         ),
