@@ -89,7 +89,7 @@ def test_an_environment_that_cannot_be_played_again_is_refused() -> None:
         )
 
 
-@pytest.mark.parametrize("change", [{"states": 0}, {"tails": 0}, {"seed": -1}])
+@pytest.mark.parametrize("change", [{"states": 0}, {"tails": 0}, {"seed": -1}, {"seed": 2**32}])
 def test_impossible_numbers_are_refused(change: dict[str, int]) -> None:
     with pytest.raises(InputError, match="are not possible: give at least 1 state"):
         roll(**{"states": 1, "tails": 1, **change})

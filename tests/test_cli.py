@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -290,6 +291,29 @@ def test_a_worker_that_dies_is_no_traceback(
     assert capsys.readouterr().err == "sorl evaluate: Environment worker 0 died.\n"
     # Without --budgets, those that its policies can serve.
     assert asked == [(Budget(1, 1), Budget(4, 1), Budget(4, 8))]
+
+
+def test_scores_of_a_run_that_is_being_trained_are_refused_before_the_rollouts(
+    finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sorl.evaluation
+
+    monkeypatch.setattr(sorl.evaluation, "evaluate", lambda *_, **__: pytest.fail("rolled out"))
+    with Run.open(finished).locked():
+        assert run(["evaluate", finished, "--budgets", "1x1", "--save"]) == 2
+    assert "wait for it to end" in capsys.readouterr().err
+
+
+def test_what_the_system_refuses_is_no_traceback(
+    finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(jobs, "resume", refuse)
+    assert run(["resume", finished]) == 1
+    sentence = "sorl resume: the operating system refused: [Errno 12] Cannot allocate memory.\n"
+    assert capsys.readouterr().err == sentence
 
 
 def test_ctrl_c_before_anything_began(

@@ -307,6 +307,8 @@ def test_bad_input_gets_a_sentence() -> None:
         evaluate(policies, MEMBERS[:1], REACH, budgets=[])
     with pytest.raises(InputError, match="0 episodes"):
         evaluate(policies, MEMBERS[:1], REACH, budgets=BUDGETS, episodes=0)
+    with pytest.raises(InputError, match="seed 4294967296"):
+        evaluate(policies, MEMBERS[:1], REACH, budgets=BUDGETS, seed=2**32)
     with pytest.raises(InputError, match="workers=0"):
         evaluate(policies, MEMBERS[:1], REACH, budgets=BUDGETS, workers=0)
     with pytest.raises(InputError, match="2 workers cannot share 1 slots"):

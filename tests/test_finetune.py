@@ -665,6 +665,12 @@ def test_sorl_learns_online(data: Path, tmp_path: Path) -> None:
         not np.array_equal(one, other)
         for one, other in zip(jax.tree.leaves(first), jax.tree.leaves(last), strict=True)
     )
+    short = untrained(tmp_path / "short", TINY_SORL, data, seeds=(0,), arithmetic="bfloat16")
+    rounded = jobs.finetune(short, tmp_path / "rounded", wanted, quiet=True)
+    assert rounded.config["training"]["arithmetic"] == "bfloat16"
+    (other,) = rounded.metrics()
+    assert other["critic/loss"] != row["critic/loss"]
+    assert other["critic/loss"] == pytest.approx(row["critic/loss"], rel=0.1)
 
 
 def test_the_command_and_its_run_from_beginning_to_end(

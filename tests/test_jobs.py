@@ -35,6 +35,8 @@ from sorl.types import Budget
 
 pytest_plugins = ("run_fixtures",)
 
+BUDGETS = ["1x1", "2x2"]
+
 
 def last_update(run: Path) -> int:
     try:
@@ -150,7 +152,7 @@ def test_resuming_a_finished_run_changes_nothing(copied: Path) -> None:
 
 
 def test_a_missing_last_evaluation_is_made_up_for(copied: Path, finished: Path) -> None:
-    Run.open(copied).rewind_evaluations(MILESTONE)
+    Run.open(copied).forget_scores([UPDATES], BUDGETS)
     shutil.rmtree(copied / "policy")
     jobs.resume(copied, quiet=True)
     assert evaluations_without_clock(copied) == evaluations_without_clock(finished)
@@ -159,7 +161,7 @@ def test_a_missing_last_evaluation_is_made_up_for(copied: Path, finished: Path) 
 
 def test_every_missing_evaluation_is_made_up_for(copied: Path, finished: Path) -> None:
     """A kill may find training far beyond the milestone that is rolled out beside it."""
-    Run.open(copied).rewind_evaluations(0)
+    Run.open(copied).forget_scores([MILESTONE, UPDATES], BUDGETS)
     jobs.resume(copied, quiet=True)
     assert evaluations_without_clock(copied) == evaluations_without_clock(finished)
 
@@ -229,6 +231,20 @@ def test_an_evaluation_beside_training_is_given_up_when_asked_to_stop(
     assert evaluations_without_clock(run.path) == evaluations_without_clock(copied)
 
 
+def test_saved_scores_of_other_budgets_hide_nothing_and_stay(copied: Path, finished: Path) -> None:
+    run = Run.open(copied)
+    others = [
+        {**row, "budget": "2x1"} for row in run.evaluations() for _ in BUDGETS
+    ]  # at least as many as are missing
+    run.forget_scores([UPDATES], BUDGETS)
+    run.append_evaluations(others)
+    jobs.resume(copied, quiet=True)
+    rows = evaluations_without_clock(copied)
+    own = [row for row in rows if row["budget"] in BUDGETS]
+    assert own == evaluations_without_clock(finished)
+    assert len(rows) == len(own) + len(others)
+
+
 def test_half_an_evaluation_is_made_again(copied: Path, finished: Path) -> None:
     lines = (copied / "evaluations.csv").read_text().splitlines(keepends=True)
     (copied / "evaluations.csv").write_text("".join(lines[:-1]))
@@ -239,7 +255,7 @@ def test_half_an_evaluation_is_made_again(copied: Path, finished: Path) -> None:
 def test_an_evaluation_that_is_interrupted_in_a_resume_is_not_called_done(
     copied: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Run.open(copied).rewind_evaluations(MILESTONE)
+    Run.open(copied).forget_scores([UPDATES], BUDGETS)
 
     def interrupt(*_: object, **__: object) -> None:
         os.kill(os.getpid(), signal.SIGINT)
@@ -411,6 +427,7 @@ def test_what_a_run_consists_of(finished: Path) -> None:
         ({"episodes": 0}, "episodes=0"),
         ({"evaluate_every": 3}, "multiple of log_every"),
         ({"evaluation_seed": -1}, "evaluation_seed=-1"),
+        ({"evaluation_seed": 2**32}, "evaluation_seed=4294967296"),
         ({"checkpoint_seconds": float("nan")}, "checkpoint_seconds=nan"),
         ({"environment": "x", "budgets": ()}, "at least one budget"),
     ],

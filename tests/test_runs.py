@@ -2,6 +2,7 @@
 
 import errno
 import json
+import struct
 import subprocess
 import sys
 import tempfile
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from sorl import files, provenance, tables
 from sorl.errors import InputError
-from sorl.recorder import Recorder
+from sorl.recorder import DashboardWarning, Recorder
 from sorl.runs import Run, check_same_config
 
 CONFIG: dict[str, Any] = {
@@ -346,24 +347,68 @@ def test_importing_runs_does_not_import_jax() -> None:
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-def test_tensorboard_gets_every_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tensorboard = pytest.importorskip("tensorboardX")
-    written: list[tuple[str, float, int]] = []
-    original = tensorboard.SummaryWriter.add_scalar
-
-    def spy(self: Any, name: str, value: float, step: int) -> None:
-        written.append((name, value, step))
-        original(self, name, value, step)
-
-    monkeypatch.setattr(tensorboard.SummaryWriter, "add_scalar", spy)
+def test_tensorboard_gets_every_number(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboardX")
     with Recorder(tmp_path, CONFIG) as recorder:
         recorder.record("metrics", [metric(1, loss=np.float32(0.5), note="text")])
         recorder.record("evaluations", [metric(2, budget="4x8", success=1.0)])
-    assert written == [
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    assert file.name.startswith("events.out.tfevents.")
+    assert events_in(file.read_bytes()) == [
         ("metrics/task2-seed0/loss", 0.5, 1),
         ("evaluations/task2-seed0/4x8/success", 1.0, 2),
     ]
-    assert sum(path.stat().st_size for path in (tmp_path / "tensorboard").iterdir()) > 100
+
+
+def events_in(content: bytes) -> list[tuple[str, float, int]]:
+    """The numbers in TensorBoard's file: records of a length, its checksum, an event, its checksum.
+
+    Source: TensorFlow's TFRecord format.
+    """
+    from tensorboardX.proto import event_pb2
+
+    made: Any = event_pb2
+    found = []
+    while content:
+        (length,) = struct.unpack("<Q", content[:8])
+        event = made.Event.FromString(content[12 : 12 + length])
+        found += [(value.tag, value.simple_value, event.step) for value in event.summary.value]
+        content = content[16 + length :]
+    return found
+
+
+@pytest.mark.parametrize("method", ["write", "flush"])
+def test_where_tensorboard_cannot_be_written_it_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    writer = pytest.importorskip("tensorboardX.record_writer")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with Recorder(tmp_path, CONFIG) as recorder:
+        monkeypatch.setattr(writer.RecordWriter, method, full)
+        with pytest.warns(DashboardWarning, match="No space left .* own tables have them all"):
+            recorder.record("metrics", [metric(1, loss=0.5)])
+        recorder.record("metrics", [metric(2, loss=0.5)])  # says nothing more
+
+
+def test_what_goes_wrong_while_a_run_is_locked_is_no_matter_of_the_lock(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", CONFIG)
+    with pytest.raises(OSError, match="Cannot allocate") as caught, run.locked():
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+    assert not isinstance(caught.value, InputError)
+
+
+def test_float32_is_an_arithmetic_like_any_other() -> None:
+    short: dict[str, Any] = {"training": {"updates": 5, "arithmetic": "bfloat16"}}
+    usual = {"training": {"updates": 5}}
+    check_same_config(usual, usual)
+    check_same_config(short, short)
+    with pytest.raises(InputError, match='arithmetic is "bfloat16" in the run and "float32" now'):
+        check_same_config(short, usual)
+    with pytest.raises(InputError, match='arithmetic is "float32" in the run and "bfloat16" now'):
+        check_same_config(usual, short)
 
 
 def test_dashboards_that_are_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

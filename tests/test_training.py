@@ -113,6 +113,7 @@ def test_members_are_ordered_by_task_then_seed():
         ((1,), (2, 2), "Seeds"),
         ((-1,), (0,), "Tasks"),
         ((1,), (-2,), "Seeds"),
+        ((1,), (0, 2**32), "Seeds"),  # the key of which is that of 0
     ],
 )
 def test_impossible_members_are_refused(tasks, seeds, named):

@@ -27,7 +27,7 @@ from sorl.environments import VectorEnvironment
 from sorl.errors import InputError
 from sorl.rollouts import GroupActor, environment_id, run_rollouts
 from sorl.samplers import draw
-from sorl.types import Budget, Member
+from sorl.types import MAX_SEED, Budget, Member
 
 if TYPE_CHECKING:
     from sorl.data.names import EnvironmentName
@@ -147,7 +147,7 @@ def branch(
         budget: whose candidates are tried; at least 2 of them.
         states: number of states, each of another episode, at a step drawn uniformly; at least 1.
         tails: times that each candidate's episode is played to its end, at least 1.
-        seed: seed of everything random, at least 0.
+        seed: seed of everything random, 0 to `MAX_SEED`.
         workers: processes that step environments.
         max_episode_steps: see `sorl.evaluation.Evaluator`.
         on_episode: called with the number of episodes that are done and of all.
@@ -156,11 +156,11 @@ def branch(
         InputError: a number is out of range, the policy cannot serve the budget, or the environment
             cannot be played again.
     """
-    if budget.best_of < 2 or states < 1 or tails < 1 or seed < 0:
+    if budget.best_of < 2 or states < 1 or tails < 1 or not 0 <= seed <= MAX_SEED:
         raise InputError(
             f"Branches of {states} states with {budget.best_of} candidates, {tails} tails and seed "
-            f"{seed} are not possible: give at least 1 state, 2 candidates, 1 tail and a seed of "
-            "at least 0."
+            f"{seed} are not possible: give at least 1 state, 2 candidates, 1 tail and a seed "
+            f"from 0 to {MAX_SEED}."
         )
     inference.check(policy, budget)
     total, done = states * (1 + budget.best_of * tails), 0

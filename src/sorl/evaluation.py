@@ -29,7 +29,7 @@ from sorl.rollouts import (
     run_rollouts,
     select_member,
 )
-from sorl.types import Budget, Member
+from sorl.types import MAX_SEED, Budget, Member
 
 if TYPE_CHECKING:
     from sorl.data.names import EnvironmentName
@@ -85,8 +85,6 @@ class Evaluation:
             "act_ms": self.act_ms,
         }
 
-
-_EPISODES_OF_A_SECOND_GROUP = 32
 
 Progress = Callable[[int, int], None]
 """Called with the number of episodes that are done and the number of all episodes."""
@@ -227,7 +225,7 @@ def evaluate(
         strategy: how every budget is spent.
         episodes: episodes for each member and budget.
         workers: see `Evaluator`; the scores do not depend on it.
-        seed: seed of the starts and of the sampling noise, at least 0.
+        seed: seed of the starts and of the sampling noise, 0 to `MAX_SEED`.
         slots: see `Evaluator`; the scores do not depend on it.
         max_episode_steps: see `Evaluator`.
         on_progress: called after each episode.
@@ -265,10 +263,10 @@ def _check(
 ) -> None:
     if not members or not budgets:
         raise InputError("There is nothing to evaluate: give at least one member and one budget.")
-    if episodes < 1 or seed < 0:
+    if episodes < 1 or not 0 <= seed <= MAX_SEED:
         raise InputError(
             f"An evaluation of {episodes} episodes with seed {seed} is not possible: give at least "
-            "1 episode and a seed of at least 0."
+            f"1 episode and a seed from 0 to {MAX_SEED}."
         )
     leading = {leaf.shape[:1] for leaf in jax.tree.leaves(eqx.filter(policies, eqx.is_array))}
     if leading - {(len(members),)}:

@@ -27,7 +27,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, PyTree
 from sorl.algorithm import AbstractAlgorithm
 from sorl.errors import InputError
 from sorl.hosts import fetch, place
-from sorl.types import Member, Spec, Transition
+from sorl.types import MAX_SEED, Member, Spec, Transition
 
 State = TypeVar("State")
 
@@ -109,13 +109,14 @@ def members_of(tasks: Sequence[int], seeds: Sequence[int]) -> tuple[Member, ...]
     """All pairs of a task and a seed, ordered by task, then seed.
 
     Raises:
-        InputError: no task or seed, one of them twice, or one that is negative.
+        InputError: no task or seed, one of them twice, or one below 0 or above `MAX_SEED`.
     """
     for what, values in (("task", tasks), ("seed", seeds)):
-        if not values or len(set(values)) < len(values) or min(values) < 0:
+        possible = all(0 <= value <= MAX_SEED for value in values)
+        if not values or len(set(values)) < len(values) or not possible:
             raise InputError(
                 f"{what.capitalize()}s {list(values)} cannot be trained: name at least one {what}, "
-                "each once, none negative."
+                f"each once, from 0 to {MAX_SEED}."
             )
     return tuple(Member(task, seed) for task in tasks for seed in seeds)
 

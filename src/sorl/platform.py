@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+from typing import Any
+
+from sorl.errors import InputError
 
 # XLA aborts on flags it does not know, so they are set only for the versions they were tried with.
 _TRIED_JAXLIB = ("0.10.", "0.11.")
@@ -37,8 +40,31 @@ def cores() -> int:
         return os.cpu_count() or 1
 
 
+def cpu() -> Any:
+    """The device of JAX that this machine's processor is.
+
+    Raises:
+        InputError: `JAX_PLATFORMS` leaves it out.
+    """
+    import jax
+
+    try:
+        return jax.devices("cpu")[0]
+    except RuntimeError as error:
+        raise InputError(
+            f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')} leaves out the CPU, which has "
+            "its part in training: add it, as in JAX_PLATFORMS=cuda,cpu."
+        ) from error
+
+
 def prepare() -> None:
-    """Let JAX see every core as a device and set XLA's flags; what the user set already stays."""
+    """Let JAX see every core as a device and set XLA's flags; what the user set already stays.
+
+    A list of platforms is completed by the CPU, which evaluates while others train.
+    """
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    if platforms and "cpu" not in platforms.split(","):
+        os.environ["JAX_PLATFORMS"] = f"{platforms},cpu"
     os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(cores()))
     if not importlib.metadata.version("jaxlib").startswith(_TRIED_JAXLIB):
         return

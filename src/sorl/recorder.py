@@ -5,8 +5,13 @@ The run's own tables are the truth; a dashboard only shows them while they grow.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
-from collections.abc import Iterable, Mapping
+import os
+import socket
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,6 +19,10 @@ from typing import Any
 from sorl.errors import InputError
 
 _COORDINATES = ("update", "task", "seed", "budget")
+
+
+class DashboardWarning(UserWarning):
+    """A dashboard shows no more of the run."""
 
 
 class Recorder:
@@ -42,11 +51,10 @@ class Recorder:
             InputError: a dashboard that was asked for is not installed.
         """
         check_dashboards(tensorboard=tensorboard, wandb=wandb)
-        self._writer = None
+        self._tensorboard: _EventFile | None = None
         if tensorboard or (tensorboard is None and _installed("tensorboardX")):
-            import tensorboardX
-
-            self._writer = tensorboardX.SummaryWriter(str(folder / "tensorboard"))
+            with self._expendable():
+                self._tensorboard = _EventFile(folder / "tensorboard")
         self._wandb_run = None
         if wandb:
             # Found by name: the package is optional, and absent where types are checked.
@@ -60,24 +68,45 @@ class Recorder:
         for row in rows:
             update = int(row["update"])
             numbers = {f"{_place(table, row)}/{name}": value for name, value in _numbers(row)}
-            if self._writer is not None:
-                for name, value in numbers.items():
-                    self._writer.add_scalar(name, value, update)
+            if self._tensorboard is not None:
+                with self._expendable():
+                    for name, value in numbers.items():
+                        self._tensorboard.add(name, value, update)
             if self._wandb_run is not None:
                 # The update travels as a value: their own step counter may not go back, ours
                 # does when evaluations follow later metrics or a run is resumed.
                 self._wandb_run.log({**numbers, "update": update})
-        if self._writer is not None:
-            self._writer.flush()
+        if self._tensorboard is not None:
+            with self._expendable():
+                self._tensorboard.flush()
 
     def close(self) -> None:
         """Finish writing; calling it twice does no harm."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        if self._tensorboard is not None:
+            with self._expendable():
+                self._tensorboard.close()
+            self._tensorboard = None
         if self._wandb_run is not None:
             self._wandb_run.finish()
             self._wandb_run = None
+
+    @contextlib.contextmanager
+    def _expendable(self) -> Iterator[None]:
+        """Give TensorBoard up where its file cannot be written: training goes on."""
+        try:
+            yield
+        except OSError as error:
+            if self._tensorboard is not None:
+                with contextlib.suppress(OSError):
+                    self._tensorboard.close()
+            self._tensorboard = None
+            warnings.warn(
+                DashboardWarning(
+                    f"TensorBoard gets no more numbers, for its file cannot be written ({error}); "
+                    "the run's own tables have them all."
+                ),
+                stacklevel=3,
+            )
 
     def __enter__(self) -> Recorder:
         return self
@@ -89,6 +118,42 @@ class Recorder:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class _EventFile:
+    """TensorBoard's file of one process, written by the caller.
+
+    tensorboardX's own writer hands all over to a thread, which a full disk ends; then the queue
+    before it fills, and whoever adds to it waits for ever.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from tensorboardX.record_writer import RecordWriter
+
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
+        self._records = RecordWriter(str(folder / name))
+        self._write(file_version="brain.Event:2")
+
+    def add(self, name: str, value: float, update: int) -> None:
+        """Write a number."""
+        from tensorboardX.summary import scalar
+
+        self._write(step=update, summary=scalar(name, value))
+
+    def flush(self) -> None:
+        """Bring what was written to disk."""
+        self._records.flush()
+
+    def close(self) -> None:
+        """Do that, and close the file."""
+        self._records.close()
+
+    def _write(self, **content: Any) -> None:
+        from tensorboardX.proto import event_pb2
+
+        made: Any = event_pb2  # its classes are made when it is imported, unseen by type checkers
+        self._records.write(made.Event(wall_time=time.time(), **content).SerializeToString())
 
 
 def check_dashboards(*, tensorboard: bool | None, wandb: bool) -> None:

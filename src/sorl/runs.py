@@ -9,8 +9,8 @@
     checkpoints/        training states, see `sorl.checkpoint`
     policy/<member>/    released policies, see `sorl.deployment.policy`
 
-Wall-clock numbers live in timing.csv alone, so that metrics.csv is the same, byte for byte,
-whether or not the training was killed and resumed.
+No clock has a part in metrics.csv, so it is the same, byte for byte, whether or not the training
+was killed and resumed; of evaluations.csv that is true but for the milliseconds of acting.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from sorl.errors import InputError
 FORMAT = 1
 # What may differ between the command that started a run and the one that resumes it.
 INCIDENTAL = ("created", "versions", "machine", "dataset.path")
+# Runs in float32 are written as they always were.
+_LEFT_OUT = {"training.arithmetic": "float32"}
 
 _SCORES = ("evaluations.csv", "off_policy.csv")
 _LOCKED: set[Path] = set()
@@ -151,10 +153,19 @@ class Run:
             tables.rewind_rows(self.path / name, update)
         tables.rewind_lines(self.path / "events.jsonl", update)
 
-    def rewind_evaluations(self, update: int) -> None:
-        """Drop the evaluations after `update` alone, to make them anew."""
+    def forget_scores(self, updates: Collection[int], budgets: Collection[str]) -> None:
+        """Drop what evaluations of these updates found at these budgets, to make them anew.
+
+        What the data alone said of these updates goes, too.
+        """
+
+        named = ("", *budgets)
+
+        def kept(row: Mapping[str, str]) -> bool:
+            return float(row["update"]) not in updates or row.get("budget", "") not in named
+
         for name in _SCORES:
-            tables.rewind_rows(self.path / name, update)
+            tables.keep_rows(self.path / name, kept)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -168,20 +179,22 @@ class Run:
         path = (self.path / "lock").resolve()
         if path in _LOCKED:
             raise InputError(f"This process trains into {self.path} already: wait for it to end.")
-        with files.explained("lock", path), path.open("a+", encoding="utf-8") as file:
-            # lockf, not flock: a worker process that outlives a killed trainer would inherit
-            # and keep the other kind.
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError) as error:
-                file.seek(0)
-                raise InputError(
-                    f"Another process ({file.read().strip() or 'unknown'}) trains into "
-                    f"{self.path}: wait for it to end or choose another --out."
-                ) from error
-            file.truncate(0)
-            file.write(f"pid {os.getpid()}\n")
-            file.flush()
+        with contextlib.ExitStack() as stack:
+            with files.explained("lock", path):
+                file = stack.enter_context(path.open("a+", encoding="utf-8"))
+                # lockf, not flock: a worker process that outlives a killed trainer would inherit
+                # and keep the other kind.
+                try:
+                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except (BlockingIOError, PermissionError) as error:
+                    file.seek(0)
+                    raise InputError(
+                        f"Another process ({file.read().strip() or 'unknown'}) trains into "
+                        f"{self.path}: wait for it to end or choose another --out."
+                    ) from error
+                file.truncate(0)
+                file.write(f"pid {os.getpid()}\n")
+                file.flush()
             _LOCKED.add(path)
             try:
                 yield
@@ -206,6 +219,8 @@ def check_same_config(
         InputError: names every setting that differs, with both values.
     """
     before, now = _flat(saved), _flat(json.loads(json.dumps(dict(wanted))))
+    if "training" in wanted:
+        before, now = ({**_LEFT_OUT, **settings} for settings in (before, now))
     different = [
         f"{name} is {json.dumps(before.get(name))} in the run and {json.dumps(value)} now"
         for name, value in now.items()

@@ -24,6 +24,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
+from sorl import platform
 from sorl.algorithm import AbstractAlgorithm
 from sorl.data.dataset import uniform_places
 from sorl.data.shards import Shards
@@ -148,7 +149,7 @@ class _Blocks:
         index = np.asarray(layout.task_index)
         self._task_places = shards.task_places[index][:, None, None]
         # Keys are the same numbers on any device, and the host needs what is drawn.
-        self._keys = jax.device_put(layout.keys, jax.devices("cpu")[0])
+        self._keys = jax.device_put(layout.keys, platform.cpu())
         draw = functools.partial(_draw, shards.transitions, batch_size)
         over_updates = jax.vmap(draw, in_axes=(None, 0))
         over_members = jax.vmap(over_updates, in_axes=(0, None))

@@ -11,7 +11,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +83,15 @@ def read_rows(path: Path) -> list[dict[str, Cell]]:
 
 def rewind_rows(path: Path, update: int) -> None:
     """Drop the rows of a CSV file whose `update` is after `update`, in one step."""
+    keep_rows(path, lambda row: _update(row, path) <= update)
+
+
+def keep_rows(path: Path, wanted: Callable[[Mapping[str, str]], bool]) -> None:
+    """Drop the rows of a CSV file that are not wanted, in one step."""
     header, rows = _parse(path)
     if not path.exists():
         return
-    kept = [row for row in rows if _update(dict(zip(header, row, strict=True)), path) <= update]
+    kept = [row for row in rows if wanted(dict(zip(header, row, strict=True)))]
     files.write_text(path, _format([header, *kept]) if header else "")
 
 

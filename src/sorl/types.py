@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 MAX_STEPS = 1024
 MAX_BEST_OF = 65_536
+MAX_SEED = 2**32 - 1
+"""Larger ones make the same keys as smaller ones."""
 
 
 EncoderName = Literal["impala-small", "impala"]

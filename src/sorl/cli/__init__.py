@@ -90,6 +90,9 @@ def run(arguments: Sequence[str]) -> int:
     except WorkerError as error:
         print(f"sorl {name}: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        print(f"sorl {name}: the operating system refused: {error}.", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Literal
 
@@ -87,7 +88,9 @@ def _evaluate(
         policies, members = restore_policies(opened, update)
     if wanted is None:
         wanted = servable_budgets(read_policy(policy_folder(run, members[0])).algorithm)
-    with show_progress() as on_progress:
+    # Locked from the beginning: a run that is being trained is refused before hours of rollouts.
+    locked = opened.locked() if save else contextlib.nullcontext()
+    with locked, show_progress() as on_progress:
         results = evaluate(
             policies,
             members,
@@ -99,9 +102,8 @@ def _evaluate(
             seed=seed,
             on_progress=on_progress,
         )
-    rows = [{"update": update, **result.row()} for result in results]
-    if save:
-        with opened.locked():
+        rows = [{"update": update, **result.row()} for result in results]
+        if save:
             there = {(r["update"], r["task"], r["seed"], r["budget"]) for r in opened.evaluations()}
             opened.append_evaluations(
                 row

@@ -55,7 +55,8 @@ class Options:
         log_every: updates between two rows of metrics.csv.
         evaluate_every: updates between two evaluations.
         episodes: episodes for each budget, task and seed.
-        evaluation_seed: seed of the episodes.
+        evaluation_seed: seed of the evaluation's episodes; without an environment, of which
+            episodes are held out.
         workers: processes that step environments; without it one a core.
         batch_devices: devices that share the rows of every batch.
         evaluate_beside: evaluate on the CPU while training goes on; without it, where it is not the

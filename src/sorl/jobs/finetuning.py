@@ -112,6 +112,7 @@ class Finetuning:
             "evaluate_every": self.evaluate_every * self.updates_per_step,
             "budgets": self.budgets or (parent.budgets if parent.environment else usual),
             "held_out": 0.0,
+            "batch_devices": 1,  # the rows of one batch are not shared here
         }
         for name in ("batch_size", "episodes", "evaluation_seed"):
             if getattr(self, name) is not None:

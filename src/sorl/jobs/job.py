@@ -17,7 +17,7 @@ from sorl.data.shards import Shards
 from sorl.data.sources import Source, source_of
 from sorl.errors import InputError
 from sorl.runs import Run
-from sorl.types import Budget
+from sorl.types import MAX_SEED, Budget
 from sorl.units import USUAL
 
 EXECUTION = "execution"
@@ -47,7 +47,8 @@ class Job:
             update is always evaluated.
         budgets: budgets of every evaluation.
         episodes: episodes for each budget, task and seed.
-        evaluation_seed: seed of the episodes' starts and of the sampling noise.
+        evaluation_seed: seed of the episodes' starts and of the sampling noise; without an
+            environment, of which episodes are held out.
         workers: processes that step environments; None means one a core.
         held_out: without an environment, the share of the episodes that are not learnt from but
             kept for off-policy evaluation, rounded down.
@@ -105,8 +106,8 @@ class Job:
             )
         if self.environment is not None and not self.budgets:
             raise InputError("Name at least one budget to evaluate, for example 4x1.")
-        if self.evaluation_seed < 0:
-            raise InputError(f"evaluation_seed={self.evaluation_seed} must be 0 or more.")
+        if not 0 <= self.evaluation_seed <= MAX_SEED:
+            raise InputError(f"evaluation_seed={self.evaluation_seed} must be 0 to {MAX_SEED}.")
         if not 0 <= self.held_out < 1:
             raise InputError(f"held_out={self.held_out} is not possible: use 0 to below 1.")
         if self.fitted_q_updates < 0:

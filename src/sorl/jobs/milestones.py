@@ -12,7 +12,7 @@ import equinox as eqx
 import jax
 import numpy as np
 
-from sorl import checkpoint
+from sorl import checkpoint, platform
 from sorl.algorithm import AbstractAlgorithm, AbstractPolicy, in_units
 from sorl.console import Display
 from sorl.data.dataset import Dataset
@@ -92,20 +92,26 @@ class Milestones:
 
         There are several where training went on beside an evaluation that a kill ended.
         """
-        if self._job.environment is None:
-            found, wanted = self._run.off_policy(), len(self._members)
-        else:
-            found = self._run.evaluations()
-            wanted = len(self._members) * len(self._job.budgets)
+        offline = self._job.environment is None
+        rows = self._run.off_policy() if offline else self._run.evaluations()
+        budgets = [] if offline else [str(budget) for budget in self._job.budgets]
+        wanted = {(*member, budget) for member in self._members for budget in budgets or [None]}
+
+        def found(milestone: int) -> set[tuple[object, ...]]:
+            return {
+                (row.get("task"), row.get("seed"), row.get("budget"))
+                for row in rows
+                if row["update"] == milestone
+            }
+
         every = range(self._first, update + 1, self._job.evaluate_every)
         missing = [
             milestone
             for milestone in dict.fromkeys((*every, update))
-            if milestone and self.is_milestone(milestone)
-            if sum(row["update"] == milestone for row in found) < wanted
+            if milestone and self.is_milestone(milestone) and not wanted <= found(milestone)
         ]
         if missing:
-            self._run.rewind_evaluations(missing[0] - 1)
+            self._run.forget_scores(missing, budgets)
         for milestone in missing:
             if milestone == update:
                 self.evaluate(update, state)
@@ -200,8 +206,7 @@ class Milestones:
             return
         self.collect(wait=True)
         # A copy, and complete: the next chunk overwrites what it is of.
-        cpu = jax.devices("cpu")[0]
-        policies = _policies(self._algorithm, copied(state), self._units, cpu)
+        policies = _policies(self._algorithm, copied(state), self._units, platform.cpu())
         jax.block_until_ready(eqx.filter(policies, eqx.is_array))
         self._beside.start(update, functools.partial(self._roll_out, policies))
 

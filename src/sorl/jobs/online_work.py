@@ -31,6 +31,7 @@ from sorl.jobs.finetuning import (
 from sorl.jobs.job import IMAGES, Job, check_fingerprint, config_of, settings_in
 from sorl.jobs.session import Session, session
 from sorl.members import TrainingState, members_of
+from sorl.mixed_precision import in_arithmetic
 from sorl.online import Online, Plan, learn_online
 from sorl.own_names import is_own
 from sorl.recorder import check_dashboards
@@ -160,7 +161,7 @@ def _work(
             start = start[0], _brought_back(work, collector, plan, members, first, *start)
         work.display.begin(run.path, members, job.updates, start[0])
         snapshots = learn_online(
-            algorithm,
+            in_arithmetic(algorithm, job.arithmetic),
             dataset,
             collector,
             plan,

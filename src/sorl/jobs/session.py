@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sorl import platform
 from sorl.algorithm import AbstractAlgorithm
 from sorl.console import Display
 from sorl.data.dataset import Dataset
@@ -124,6 +125,7 @@ def session(
         if evaluator is not None and (
             pays() if job.evaluate_beside is None else job.evaluate_beside
         ):
+            platform.cpu()  # refused now rather than at the first milestone
             beside = stack.enter_context(BesideTraining(stop))
         milestones = Milestones(
             run, algorithm, job, members, split, first, recorder, evaluator, beside, display, stop

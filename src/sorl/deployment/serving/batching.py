@@ -47,8 +47,6 @@ from sorl.errors import InputError
 from sorl.inference import USUAL, Strategy
 from sorl.types import Budget
 
-MAX_SEED = 2**32 - 1
-
 
 class OverloadedError(RuntimeError):
     """The queue is full."""

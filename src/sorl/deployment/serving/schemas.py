@@ -10,11 +10,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from sorl import inference
 from sorl.algorithm import AbstractScoredPolicy
 from sorl.deployment.policy import Policy
-from sorl.deployment.serving.batching import MAX_SEED, Batcher
+from sorl.deployment.serving.batching import Batcher
 from sorl.errors import InputError
 from sorl.inference import Strategy
 from sorl.samplers import Sampler
-from sorl.types import MAX_BEST_OF, MAX_STEPS, Budget
+from sorl.types import MAX_BEST_OF, MAX_SEED, MAX_STEPS, Budget
 
 CHOSEN_BY_DEADLINE = ("steps", "best_of", "sampler", "verifier", "choice")
 """What a request with a deadline leaves out."""
