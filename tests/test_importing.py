@@ -235,6 +235,34 @@ def test_rows_of_a_table_in_another_order_are_sorted(tmp_path: Path) -> None:
             np.testing.assert_array_equal(one[name], other[name])
 
 
+def test_recordings_that_number_their_episodes_alike_are_not_interleaved(tmp_path: Path) -> None:
+    """Two of them one after the other in a table, each with episodes 0 and 1 of three steps."""
+    log = logs.episodes((3, 3, 3, 3))
+    folder = logs.write_lerobot(tmp_path / "lerobot", log)
+    whole = pa.concat_tables([pq.read_table(file) for file in sorted(folder.rglob("*.parquet"))])
+    place = whole.column_names.index("episode_index")
+
+    def imported(name: str, labels: list[int], order: list[int]) -> Path:
+        table = whole.set_column(place, "episode_index", pa.array(np.repeat(labels, 3)))
+        pq.write_table(table.take(order), tmp_path / f"{name}.parquet")
+        return import_files([tmp_path / f"{name}.parquet"], tmp_path / name).path
+
+    rows = list(range(12))
+    apart = np.load(imported("apart", [0, 1, 2, 3], rows))
+    for labels in ([0, 1, 0, 1], [0, 0, 0, 0], [0, 0, 1, 1]):
+        alike = np.load(imported(f"alike{labels}", labels, rows))
+        for name in ("observations", "actions", "rewards", "masks", "terminals"):
+            np.testing.assert_array_equal(alike[name], apart[name])
+    # Sorted by label and step, or shuffled: whose step is whose cannot be known.
+    for order in (
+        [0, 6, 1, 7, 2, 8, 3, 9, 4, 10, 5, 11],
+        np.random.default_rng(0).permutation(12).tolist(),
+    ):
+        with pytest.raises(InputError, match=r"are step \d of episode \d, .* a label of its own"):
+            imported("mixed", [0, 1, 0, 1], order)
+        assert not (tmp_path / "mixed.npz").exists()
+
+
 def test_a_gap_in_the_count_of_steps_ends_an_episode(tmp_path: Path) -> None:
     (one,) = logs.episodes((9,))
     folder = logs.write_lerobot(tmp_path / "lerobot", [one])

@@ -178,7 +178,7 @@ def _columns(log: Log, mapped: Mapped) -> Iterator[Columns]:
     for number, arrays in enumerate(log.stretches(wanted)):
         source = f"{log.path}, episode {number}" if log.whole else str(log.path)
         roles = {role: _joined(source, role, names, arrays) for role, names in mapped.items()}
-        yield _in_order(columns_of(source, roles, whole=log.whole))
+        yield _in_order(source, columns_of(source, roles, whole=log.whole))
 
 
 def _joined(
@@ -196,20 +196,40 @@ def _joined(
     return np.concatenate(parts, axis=1)
 
 
-def _in_order(columns: Columns) -> Columns:
-    """Rows of a table by episode and step, where they stand in another order."""
+def _in_order(source: str, columns: Columns) -> Columns:
+    """Rows of a table by episode and step, where they stand in another order.
+
+    A step that an episode has twice is that of two episodes with one label, as where recordings
+    that each count their episodes from 0 are joined. Sorted, they would become one; such a table is
+    kept as it stands, if every stretch of rising steps begins where an episode can.
+
+    Raises:
+        InputError: episodes share labels and steps, and their rows are mixed up.
+    """
     if columns.episodes is None or columns.steps is None or columns.whole:
         return columns
-    labels = columns.episodes
+    labels, steps = columns.episodes, columns.steps
     runs = 1 + int((labels[1:] != labels[:-1]).sum())
     same = labels[1:] == labels[:-1]
-    if runs == len(np.unique(labels)) and (columns.steps[1:] > columns.steps[:-1])[same].all():
+    rises = steps[1:] > steps[:-1]
+    if runs == len(np.unique(labels)) and rises[same].all():
         return columns
-    order = np.lexsort((columns.steps, labels))
-    return Columns(
-        *(None if array is None else array[order] for array in columns[:-1]),  # pyright: ignore[reportArgumentType]
-        whole=False,
-    )
+    order = np.lexsort((steps, labels))
+    twice = (np.diff(labels[order]) == 0) & (np.diff(steps[order]) == 0)
+    if not twice.any():
+        return Columns(
+            *(None if array is None else array[order] for array in columns[:-1]),  # pyright: ignore[reportArgumentType]
+            whole=False,
+        )
+    begins = np.append(True, ~(same & rises))
+    if (steps[begins] != steps.min()).any():
+        row = order[1:][twice][0]
+        raise InputError(
+            f"{source}: several rows are step {steps[row]} of episode {labels[row]}, in an order "
+            "that does not tell to which recording each belongs: give every episode a label of its "
+            "own, or import each recording from a file of its own."
+        )
+    return columns
 
 
 def _units_of(path: Path) -> Units:
