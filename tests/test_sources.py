@@ -1,12 +1,17 @@
 """Loading data: rewards against ogbench's own, files of every wrong kind, downloads."""
 
+import concurrent.futures
+import contextlib
 import errno
 import http.server
 import re
+import subprocess
+import sys
 import threading
+import time
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +28,7 @@ import sorl.data.archive
 import sorl.data.relabel
 from sorl.data.archive import ArchiveReader
 from sorl.data.dataset import ACTION_LIMIT
+from sorl.data.download import download
 from sorl.data.names import EnvironmentName
 from sorl.data.sources import load_dataset
 from sorl.errors import InputError
@@ -396,6 +402,7 @@ class Server:
         self.content = content
         self.ranges = True
         self.break_after: int | None = None
+        self.pause_at, self.go_on = 0, threading.Event()
         self.requests: list[str | None] = []
         outer = self
 
@@ -432,7 +439,18 @@ class Server:
         body = self.content[start:]
         handler.send_header("Content-Length", str(len(body)))
         handler.end_headers()
-        handler.wfile.write(body if self.break_after is None else body[: self.break_after])
+        body = body if self.break_after is None else body[: self.break_after]
+        handler.wfile.write(body[: self.pause_at])
+        if self.pause_at:
+            self.go_on.wait(60)
+        handler.wfile.write(body[self.pause_at :])
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -468,6 +486,56 @@ def test_broken_download_is_resumed(server: Server, tmp_path: Path) -> None:
     assert server.requests == [None, "bytes=1000-"]
     assert [path.name for path in folder.iterdir()] == ["pointmaze-medium-navigate-v0.npz"]
     assert (folder / "pointmaze-medium-navigate-v0.npz").read_bytes() == server.content
+
+
+def test_of_two_that_want_the_same_set_one_downloads_it(
+    server: Server, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In two processes and in two threads of one, the second of which comes while bytes arrive."""
+    target = tmp_path / "folder" / "pointmaze-medium-navigate-v0.npz"
+    url = f"{server.url}/{target.name}"
+    program = "import sys; from pathlib import Path; from sorl.data.download import download;"
+    command = [sys.executable, "-c", f"{program} download(sys.argv[1], Path(sys.argv[2]))"]
+    server.pause_at, server.go_on = 1000, threading.Event()
+    with concurrent.futures.ThreadPoolExecutor() as pool, contextlib.ExitStack() as stack:
+        stack.callback(server.go_on.set)
+        first = pool.submit(download, url, target)
+        wait_until(lambda: bool(server.requests))
+        others = [pool.submit(download, url, target)]
+        others += [
+            pool.submit(subprocess.run, [*command, url, str(target)], check=True) for _ in range(2)
+        ]
+        waiting = ""
+
+        def all_wait() -> bool:
+            nonlocal waiting
+            waiting += capfd.readouterr().err
+            return waiting.count("\n") == len(others)
+
+        wait_until(all_wait)
+        assert set(waiting.splitlines()) == {
+            f"{target} is being downloaded already: waiting for that to end."
+        }
+        server.go_on.set()
+        for one in (first, *others):
+            one.result(60)
+    assert server.requests == [None]
+    assert target.read_bytes() == server.content
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_the_next_one_goes_on_where_a_download_broke(server: Server, tmp_path: Path) -> None:
+    target = tmp_path / "pointmaze-medium-navigate-v0.npz"
+    server.break_after = 300
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        tries = [pool.submit(download, f"{server.url}/{target.name}", target) for _ in range(3)]
+        for one in tries:
+            with pytest.raises(InputError, match="the connection broke"):
+                one.result(60)
+    assert server.requests == [None, "bytes=300-", "bytes=600-"]
+    part = target.with_name(f"{target.name}.part")
+    assert part.read_bytes() == server.content[:900]
+    assert not list(tmp_path.glob("*.lock"))
 
 
 def test_server_that_cannot_resume(server: Server, tmp_path: Path) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import http.client
 import os
 import re
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -31,7 +34,8 @@ def download(url: str, target: Path) -> None:
     """Fetch an `.npz` file to `target`, continuing `target`.part if an earlier try left one.
 
     `target` appears only when it is complete and its checksums are right. Whatever has arrived
-    before an error or an interrupt stays in the `.part` file for the next try.
+    before an error or an interrupt stays in the `.part` file for the next try. Of several that want
+    the same `target` one fetches it, and the others wait and find it there.
 
     Args:
         url: where the file is.
@@ -41,9 +45,51 @@ def download(url: str, target: Path) -> None:
         InputError: the server cannot be reached or does not have the file, the connection broke,
             the content is damaged, or the disk does not take it.
     """
+    with _alone(target):
+        if not os.path.exists(target):
+            _download(url, target)
+
+
+@contextlib.contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """Make this thread the only one that fetches `target`; the system drops a dead one's lock."""
+    path = target.with_name(f"{target.name}.lock")
+    with contextlib.ExitStack() as stack:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            waited = False
+            while True:
+                file = stack.enter_context(path.open("a"))
+                waited |= _lock(file, target, quiet=waited)
+                # Whoever had it before has removed it: another file may be the lock by now.
+                with contextlib.suppress(FileNotFoundError):
+                    if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                        break
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written ({error.strerror or error}).") from None
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _lock(file: IO[str], target: Path, *, quiet: bool) -> bool:
+    """Lock a file; whether that took waiting."""
+    # flock, not lockf, which does not keep the threads of one process apart.
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        if not quiet:
+            sentence = f"{target} is being downloaded already: waiting for that to end."
+            Console(stderr=True, soft_wrap=True, markup=False, highlight=False).print(sentence)
+        fcntl.flock(file, fcntl.LOCK_EX)
+        return True
+    return False
+
+
+def _download(url: str, target: Path) -> None:
     part = target.with_name(f"{target.name}.part")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         with part.open("ab") as file:
             _fetch(url, file)
             file.flush()
