@@ -24,6 +24,7 @@ from sorl.algorithms.rebrac import ReBRAC
 from sorl.algorithms.sorl import SORL
 from sorl.choices import Choice
 from sorl.data.names import EnvironmentName
+from sorl.data.sources import load_dataset
 from sorl.errors import InputError
 from sorl.experiments import (
     TARGETS,
@@ -36,6 +37,7 @@ from sorl.experiments import (
     table1,
     table2,
     tables3to5,
+    trained_data,
 )
 from sorl.experiments import rows as rows_module
 from sorl.experiments.cells import Cell, cell, merged
@@ -502,6 +504,61 @@ def test_the_command_makes_what_is_missing_and_draws_from_rows_alone(
     ] * 2
     assert "figure1: 1 of 1 measurements made" in told
     assert tree(out) == before
+
+
+def test_runs_of_other_data_are_not_drawn_as_those_of_the_folder_that_is_named(
+    target: list[int],
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("sorl.jobs.work.load_dataset", load_dataset)
+    small = dataclasses.replace(scale("laptop"), generated=2)
+    monkeypatch.setattr("sorl.experiments.scales.SCALES", {"laptop": small})
+    command = ["reproduce", "figure1", "--out", str(tmp_path / "out"), "--data"]
+    assert cli.run([*command, str(data.parent)]) == 0
+    before = tree(tmp_path / "out")
+    asked: list[Sequence[str]] = []
+    fingerprint = trained_data._fingerprint
+
+    def counted(arguments: Sequence[str]) -> str:
+        asked.append(arguments)
+        return fingerprint(arguments)
+
+    monkeypatch.setattr(trained_data, "_fingerprint", counted)
+    assert cli.run([*command, str(data.parent)]) == 0
+    assert len(asked) == 1, "two runs, one file"
+
+    with np.load(data) as file:
+        arrays = dict(file)
+    episode = len(arrays["terminals"]) // 2
+    others = {
+        "other": arrays | {"actions": arrays["actions"] / 2},
+        "short": {name: array[:episode] for name, array in arrays.items()},
+    }
+    for name, content in others.items():
+        (tmp_path / name).mkdir()
+        np.savez(tmp_path / name / data.name, allow_pickle=False, **content)
+    for name, expected in (
+        ("other", "was trained on other data (fingerprint"),
+        (
+            "short",
+            "short/pointmaze-medium-navigate-v0.npz holds 1 episodes, but scale laptop takes",
+        ),
+    ):
+        capsys.readouterr()
+        assert cli.run([*command, str(tmp_path / name)]) == 2
+        told = capsys.readouterr().err
+        assert expected in told
+        assert told.count("\n") == 1
+    assert tree(tmp_path / "out") == before
+    # What is damaged is said by the process that loads it.
+    (tmp_path / "other" / data.name).write_bytes(
+        data.read_bytes().replace(b"observations", b"n" * 12)
+    )
+    assert cli.run([*command, str(tmp_path / "other")]) == 2
+    assert "lacks observations" in capsys.readouterr().err
 
 
 def test_a_target_whose_run_is_missing_is_not_drawn(

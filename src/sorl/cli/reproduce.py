@@ -138,13 +138,12 @@ def _plan(task: Reproduction) -> None:
 
 
 def _write_slurm(task: Reproduction, options: Sequence[str]) -> None:
-    from sorl.experiments.cells import data_files
-    from sorl.experiments.reproduce import make_data
+    from sorl.console import show_progress
+    from sorl.experiments.reproduce import prepare_data
     from sorl.launch import slurm
 
-    cells = task.cells()
-    make_data(data_files(cells, task.data), task.scale)
-    script = slurm.write(task.works(cells), task.store / "array.sbatch", options=options)
+    works = prepare_data(task, task.cells(), show_progress)
+    script = slurm.write(works, task.store / "array.sbatch", options=options)
     print(f"wrote {script}: submit it, then run the same command with --launch local to draw.")
 
 

@@ -8,11 +8,14 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sorl import files
+from sorl.data.archive import ArchiveReader
 from sorl.data.generate import generate
 from sorl.data.generate import show_progress as show_generation
 from sorl.errors import InputError
-from sorl.experiments import TARGETS, experiment, measurements, results, rows
+from sorl.experiments import TARGETS, experiment, measurements, results, rows, trained_data
 from sorl.experiments.cells import Cell, data_files, merged
 from sorl.experiments.experiment import OnProgress
 from sorl.experiments.scales import Scale
@@ -92,12 +95,11 @@ def reproduce(
         How the runs stand, and the targets that were drawn.
 
     Raises:
-        InputError: data that cannot be made, or whatever a measurement raises.
+        InputError: see `prepare_data`, or whatever a measurement raises.
+        WorkerError: see `prepare_data`.
     """
     cells = task.cells()
-    works = task.works(cells)
-    missing = [cell for cell, work in zip(cells, works, strict=True) if not work.done()]
-    make_data(data_files(missing, task.data), task.scale)
+    works = prepare_data(task, cells, progress)
     standings = list(launch(works)) if works else []
     if all(standing.state in ("done", "failed") for standing in standings):  # else we shall stop
         # Speed is measured when no run of ours is at work.
@@ -120,16 +122,42 @@ def reproduce(
     return standings, drawn
 
 
-def make_data(wanted: Mapping[str, Path | None], scale: Scale) -> None:
-    """Generate the data sets that are not there.
+def prepare_data(task: Reproduction, cells: Sequence[Cell], progress: Progress) -> list[Work]:
+    """Generate the data sets that runs lack, and check those that are there.
+
+    Returns:
+        The works of the cells, whose runs, where they are there, are of these data.
 
     Raises:
-        InputError: a data set that cannot be generated, or a folder that cannot be written.
+        InputError: a data set that cannot be generated, a folder that cannot be written, a file of
+            another size than the scale's, or of other data than a run was trained on.
+        WorkerError: the process that loads a file died.
     """
-    for name, path in wanted.items():
+    works = task.works(cells)
+    for path in data_files(cells, task.data).values():
+        if path is not None and path.exists():
+            _check_episodes(path, task.scale)
+    lacking = [cell for cell, work in zip(cells, works, strict=True) if not work.done()]
+    for name, path in data_files(lacking, task.data).items():
         if path is not None and not path.exists():
             with show_generation() as on_progress:
-                generate(name, out=path.parent, episodes=scale.generated, on_progress=on_progress)
+                generate(
+                    name, out=path.parent, episodes=task.scale.generated, on_progress=on_progress
+                )
+    if begun := trained_data.comparable(works):
+        with progress("comparing data with runs") as on_progress:
+            trained_data.check(begun, on_progress)
+    return works
+
+
+def _check_episodes(path: Path, scale: Scale) -> None:
+    episodes = np.count_nonzero(ArchiveReader(path).read("terminals"))
+    if episodes != scale.generated:
+        raise InputError(
+            f"{path} holds {episodes:,} episodes, but scale {scale.name} takes "
+            f"{scale.generated:,}: name another folder by --data, where they are made if they are "
+            "missing."
+        )
 
 
 def keep(task: Reproduction, target: str) -> None:
