@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sorl import films, rendering
+from sorl import cli, files, films, rendering
 from sorl.runs import Run
 from sorl.types import Budget, Member
 
@@ -50,6 +50,25 @@ def test_a_film_is_made_once_for_a_policy(copied: Path, requests: Requests) -> N
     assert films.film_run(run) == path
     assert len(requests) == 2
     assert not older.exists()
+
+
+def test_a_run_whose_environment_cannot_be_made_has_a_report_without_a_film(
+    copied: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    config = files.read_json(copied / "config.json")
+    files.write_json(copied / "config.json", config | {"environment": "gym:nowhere:None-v0"})
+    page = tmp_path / "report.html"
+    assert cli.run(["report", str(copied), "--out", str(page)]) == 0
+    assert capsys.readouterr().out.strip() == f"wrote {page}"
+    [told] = caplog.messages
+    assert told.startswith(f"No film of {copied}: ")
+    assert "nowhere" in told
+    assert "\n" not in told
+    assert page.stat().st_size > 0
+    assert not (copied / "media").exists()
 
 
 def test_runs_without_a_film(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import logging
 from pathlib import Path
 
 from sorl import files
 from sorl.deployment.storage import policy_folder, read_policy, saved_members
-from sorl.errors import InputError
+from sorl.errors import InputError, WorkerError
 from sorl.runs import Run
 from sorl.types import Budget
 
@@ -15,13 +16,15 @@ FRAMES_PER_SECOND = 20
 MAX_FRAMES = 120
 SIZE = 200
 
+_logger = logging.getLogger(__name__)
+
 
 def film_run(run: Run) -> Path | None:
     """Render the first member's policy as `media/rollout-<budget>-<update>.gif`.
 
     The budget is the one with the best mean success at the last evaluation. A run without an
-    environment, without a policy, or on a machine that cannot render has no film: a report does
-    without.
+    environment, without a policy, or on a machine that cannot render or make the environment has no
+    film: a report does without, and a warning says why where it is the machine.
 
     Returns:
         The film's path, or None.
@@ -42,7 +45,11 @@ def film_run(run: Run) -> Path | None:
     path = run.path / "media" / f"rollout-{budget}-{saved.update}.gif"
     if path.exists():
         return path
-    frames = rollout_frames(saved.module, member, environment, budget, size=SIZE, every=2)
+    try:
+        frames = rollout_frames(saved.module, member, environment, budget, size=SIZE, every=2)
+    except (InputError, WorkerError) as error:
+        _logger.warning("No film of %s: %s", run.path, str(error).splitlines()[-1])
+        return None
     if not frames:
         return None
     from PIL import Image
