@@ -125,7 +125,7 @@ def _help() -> str:
             *lines,
             "",
             "A budget is written steps x best-of: 4x8 draws 8 candidates in 4 sampling steps each",
-            "and acts with the one that the critic likes best.",
+            "and acts with one of them, chosen as the method does it or as `--choice` says.",
             "",
             "for example:",
             _EXAMPLE,

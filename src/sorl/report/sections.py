@@ -89,7 +89,7 @@ def _compute(runs: Sequence[Results]) -> str:
     if not _budgets(runs):
         return ""
     introduction = _note(
-        "A budget is written steps x best-of: 4x8 takes the best of 8 candidates, each sampled in "
+        "A budget is written steps x best-of: 4x8 chooses one of 8 candidates, each sampled in "
         "4 steps. Success and milliseconds are those of the last evaluation of each budget."
     )
     maps, clouds = [], []
