@@ -15,6 +15,7 @@ import scipy.stats
 import numpy_networks as slow
 import one_member
 import probes
+from sorl import off_policy
 from sorl.algorithms.rebrac import ReBRAC
 from sorl.data.dataset import Dataset
 from sorl.errors import InputError
@@ -149,6 +150,31 @@ def test_in_between_only_the_critic_moves_and_the_actors_metrics_stay():
             assert (new_metrics[name] == metrics[name]) == (index % 3 > 0)
         assert new_metrics["critic/loss"] != metrics.get("critic/loss")
         state, metrics = new, new_metrics
+
+
+@pytest.mark.parametrize("update", [6, 7, 8])
+def test_losses_on_held_out_batches_are_of_these_batches_alone(update):
+    """The state carries the actor's metrics of a training batch, which may not be among them."""
+    rebrac, state, _ = tiny(policy_delay=3)
+    carried = eqx.tree_at(
+        lambda s: s.actor_metrics, state, {name: jnp.float32(1e6) for name in state.actor_metrics}
+    )
+    rng = np.random.default_rng(0)
+    dataset = Dataset.from_arrays(
+        rng.normal(size=(20, 4)).astype(np.float32),
+        rng.uniform(-1, 1, (20, 3)).astype(np.float32),
+        np.arange(20) % 10 == 9,
+        np.ones((1, 20), np.float32),
+        np.ones((1, 20), np.float32),
+    )
+    states = jax.tree.map(lambda *leaves: jnp.stack(leaves), state, carried)
+    found = off_policy._losses(
+        rebrac, 8, states, dataset, jnp.zeros(2, jnp.int32), jnp.int32(update), jax.random.key(0)
+    )
+    assert {"actor/loss", "actor/q", "actor/squared_distance", "critic/loss"} <= set(found)
+    for name in ("actor/loss", "actor/q", "actor/squared_distance"):
+        assert found[name][1] == pytest.approx(float(found[name][0]), rel=1e-5)
+        assert 0 < abs(found[name][1]) < 100
 
 
 def test_the_branch_stays_a_branch_under_vmap():

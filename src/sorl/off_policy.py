@@ -123,12 +123,18 @@ def _losses(
     update: Int[Array, ""],
     key: PRNGKeyArray,
 ) -> dict[str, Float[Array, " members"]]:
-    """Mean metrics of updates that are computed and thrown away."""
+    """Mean metrics of updates that are computed and thrown away.
+
+    Between two steps of a network that moves only at every `policy_delay`-th update, its metrics
+    are those of a batch of the training, so only updates are computed at which everything moves.
+    """
+    delay = getattr(algorithm, "policy_delay", 1)
 
     def one(state: PyTree, task: Int[Array, ""], k: PRNGKeyArray, i: Int[Array, ""]) -> dict:
         sample_key, update_key = jax.random.split(k)
         batch = dataset.sample(sample_key, task, batch_size)
-        return dict(algorithm.update(state, batch, update + i, key=update_key)[1])
+        index = (update // delay + i) * delay
+        return dict(algorithm.update(state, batch, index, key=update_key)[1])
 
     def batch(i: Int[Array, ""]) -> dict:
         over_members = jax.vmap(one, in_axes=(0, 0, None, None))
