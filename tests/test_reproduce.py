@@ -34,6 +34,7 @@ from sorl.experiments import (
     figure2,
     figure4,
     figure5,
+    results,
     table1,
     table2,
     tables3to5,
@@ -325,6 +326,18 @@ def test_figure_5_compares_each_method_at_its_own_budget() -> None:
     assert "SORL: 12.8% [12.8, 12.8], 51.2% [51.2, 51.2] with 64, 256 units" in sentences[0]
     assert "FQL: 6.4% [6.4, 6.4], 25.6%" in sentences[1]
     assert all("SORL beats FQL with probability 100%" in sentence for sentence in sentences[2:])
+
+
+def test_the_page_tells_the_seeds_of_its_rows_which_may_be_fewer_than_the_scale_s(
+    tmp_path: Path,
+) -> None:
+    rows = made_rows(lambda row: 0.5, methods=("sorl", "fql"), budgets=SINGLE, seeds=2)
+    machine = {"cores": 2, "devices": ["cpu"], "processor": "a processor"}
+    config = {"machine": machine, "versions": {}, "created": "2026-11-24"}
+    results.keep(tmp_path, rows, results.origin_of(LAPTOP, [config]))
+    results.draw(tmp_path, "figure5", figure5.EXPERIMENT, LAPTOP)
+    assert LAPTOP.seeds == 3
+    assert " 2 seeds, 20 episodes for each budget" in (tmp_path / "README.md").read_text()
 
 
 def table_rows(tasks: Sequence[int]) -> Rows:

@@ -19,7 +19,7 @@ METHODS = ("sorl", "fql")
 def cells(scale: Scale) -> list[Cell]:
     """SORL (M^BTT = 8, 4 steps at inference: its own budget) and FQL at every size."""
     return [
-        # A policy of the usual size is the usual run.
+        # At a scale whose fewer seeds are all seeds, a policy of the usual size is the usual run.
         cell(
             scale,
             dataset,

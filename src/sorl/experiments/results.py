@@ -54,7 +54,7 @@ def draw(folder: Path, target: str, experiment: Experiment, scale: Scale) -> Non
             "that scale, or another --results."
         )
     rows = rows_module.read(folder / ROWS)
-    parts = [f"# {experiment.title}", _note(experiment, scale, origin)]
+    parts = [f"# {experiment.title}", _note(experiment, scale, origin, rows)]
     if experiment.draw is not None:
         figure = experiment.draw(
             rows, "\n".join((experiment.title, _short_note(experiment, scale, origin)))
@@ -115,15 +115,16 @@ def _machines(origin: Mapping[str, Any]) -> str:
     return " and ".join(dict.fromkeys(texts)) or "no machine"
 
 
-def _note(experiment: Experiment, scale: Scale, origin: Mapping[str, Any]) -> str:
+def _note(experiment: Experiment, scale: Scale, origin: Mapping[str, Any], rows: Rows) -> str:
     """What it took, for the page."""
     text = f"**{experiment.size(scale)}.**"
     if not origin.get("parts"):
         return f"{text} Nothing was run for this."
     if experiment.measurement is None:
+        seeds = len(rows.values("seed"))  # an experiment may have fewer than its scale
         text += (
-            f" {scale.seeds} seeds, {scale.episodes} episodes for each budget, task and seed in "
-            "one evaluation; scores are means over the last three evaluations, with 95% bootstrap "
+            f" {seeds} seeds, {scale.episodes} episodes for each budget, task and seed in one "
+            "evaluation; scores are means over the last three evaluations, with 95% bootstrap "
             f"intervals over seeds. {origin['parts']} runs,"
         )
     else:
