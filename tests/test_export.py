@@ -22,7 +22,7 @@ from hypothesis import given
 
 from choices_by_hand import by_hand
 from sorl import algorithms, cli
-from sorl.algorithm import AbstractPolicy, AbstractScoredPolicy
+from sorl.algorithm import AbstractPolicy, AbstractScoredPolicy, in_units
 from sorl.choices import Choice
 from sorl.deployment.export import check, numpy_format, numpy_policy, onnx_format, stablehlo_format
 from sorl.deployment.export.exporting import Format, export
@@ -32,6 +32,7 @@ from sorl.deployment.storage import SavedPolicy
 from sorl.errors import InputError
 from sorl.losses import Aggregation
 from sorl.types import Budget, Member, Spec
+from sorl.units import Units
 from sorl.verifiers import OWN, Verifier
 
 SPEC = Spec(3, 2)
@@ -668,6 +669,25 @@ def test_the_check_lets_rounding_pass_even_where_it_changes_the_choice() -> None
 def test_the_check_finds_wrong_actions_scores_and_choices(change: Any) -> None:
     with pytest.raises(InputError, match="The export of 4xN differs"):
         compare_with(change)
+
+
+def test_the_check_asks_a_policy_that_standardises_about_observations_like_its_data() -> None:
+    mean, scale = (1e3, -50.0, 0.0), (5.0, 0.125, 1.0)
+    units = Units(observation_mean=mean, observation_scale=scale)
+    graph = Graph(1, False)
+    contents = contents_of(in_units(policy_of("bc").module, units), graph)
+    asked = []
+
+    def run(graph: Graph, observation: np.ndarray, noise: np.ndarray) -> Outputs:
+        asked.append(observation)
+        arrays = jnp.asarray(observation), jnp.asarray(noise)
+        return jax.tree.map(np.array, _decide(contents.policy, graph, OWN, BEST, *arrays))
+
+    check.compare(contents, graph, run, candidates=1)
+    between = (np.concatenate(asked) - np.array(mean)) / np.array(scale)
+    assert between.shape == (1000, 3)
+    np.testing.assert_allclose(between.mean(axis=0), 0, atol=0.15)
+    np.testing.assert_allclose(between.std(axis=0), 1, atol=0.15)
 
 
 def test_the_check_knows_the_choices_apart() -> None:

@@ -48,6 +48,8 @@ def compare(
 ) -> Difference:
     """Compare on `OBSERVATIONS` random observations, the same at every call.
 
+    They are standard normal, in the units of the data where the policy standardises observations.
+
     Two nearly equal scores or distances may change places by rounding, and the chosen action with
     them. So it is the candidates that must agree, and the scores of the same candidates; and the
     action must be one of the candidates that `may_be_chosen` by their scores in JAX.
@@ -141,7 +143,7 @@ def _inputs(
     """Batches of observations and noise, not too large for the memory."""
     rng = np.random.default_rng(0)
     shape = contents.policy.noise_shape(steps)
-    spec = contents.spec
+    spec, units = contents.spec, contents.policy.units
     pixels = 0 if spec.image is None else spec.image.size
     # Where convolutions are products, an image takes many times its size.
     at_once = _ROWS_AT_ONCE if not pixels else max(best_of, _PIXELS_AT_ONCE // pixels)
@@ -150,6 +152,10 @@ def _inputs(
         count = min(batch, OBSERVATIONS - first)
         sizes = (count, spec.observation_size), (count, best_of, *shape)
         observation, noise = (rng.standard_normal(size, np.float32) for size in sizes)
+        if units.standardises:
+            # Where the policy was trained: far from it networks saturate, and hide a difference.
+            mean = np.asarray(units.observation_mean, np.float32)
+            observation = mean + np.asarray(units.observation_scale, np.float32) * observation
         if pixels:
             observation[:, :pixels] = rng.integers(0, 256, (count, pixels))
         yield observation, noise
