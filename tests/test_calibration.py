@@ -430,6 +430,7 @@ def test_a_calibration_that_cannot_be_is_refused_and_leaves_nothing(
         (("--budgets", "2by1"), "cannot be read"),
         (("--choices", "worst"), "cannot be read"),
         (("--states", 0), "0 held-out states"),
+        (("--seed", -1), "seed=-1 is not possible"),
         (("--data", copied / "nothing.npz"), "nothing.npz"),
     ):
         assert calibrate(copied, *arguments) == 2
@@ -438,3 +439,21 @@ def test_a_calibration_that_cannot_be_is_refused_and_leaves_nothing(
         assert message.count("\n") == 1
     [folder] = (copied / "policy").iterdir()
     assert read_calibration(folder) is None
+
+
+def test_states_of_another_size_and_a_seed_below_0_are_refused_before_anything_is_timed(
+    copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    def latencies(*_: Any, **__: Any) -> None:
+        raise AssertionError("timed")
+
+    monkeypatch.setattr("sorl.jobs.calibration.latencies", latencies)
+    size = Run.open(copied).config["spec"]["observation_size"]
+    np.savez(tmp_path / "other.npz", observations=np.zeros((9, size + 1), np.float32))
+    assert calibrate(copied, "--data", tmp_path / "other.npz") == 2
+    message = capsys.readouterr().err
+    assert f"have shape [9, {size + 1}], but the policies of {copied} take [..., {size}]" in message
+    assert message.count("\n") == 1
+    for arguments in ((), ("--data", tmp_path / "other.npz")):
+        assert calibrate(copied, *arguments, "--seed", -1) == 2
+        assert "seed=-1 is not possible" in capsys.readouterr().err

@@ -85,6 +85,18 @@ def test_the_action_map_and_its_inverse(
     assert Units.parse(units.describe()) == units
 
 
+@given(
+    pairs=st.lists(st.tuples(finite, finite, st.floats(0.01, 100)), min_size=1, max_size=4),
+)
+def test_the_observation_map_and_its_inverse(pairs: list[tuple[float, float, float]]) -> None:
+    user, mean, scale = (f32(column) for column in zip(*pairs, strict=True))
+    units = Units(observation_mean=tuple(mean.tolist()), observation_scale=tuple(scale.tolist()))
+    back = units.user_observations(units.network_observations(user))
+    assert back.dtype == np.float32
+    np.testing.assert_allclose(back, user, rtol=1e-6, atol=1e-6 * float(np.abs([user, mean]).max()))
+    assert USUAL.user_observations(user) is user
+
+
 def test_units_refuse_what_makes_no_sense() -> None:
     for wrong in (
         {"action_low": (0.0,), "action_high": ()},

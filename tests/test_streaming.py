@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 import sorl
 from sorl import cli, streaming
 from sorl.data.dataset import Dataset
+from sorl.data.importing import import_files
 from sorl.data.sharding import make_shards
 from sorl.data.shards import Manifest, Shards, is_shards, open_shards
 from sorl.data.sources import load_dataset, open_stream
@@ -275,6 +276,24 @@ def test_from_files_to_an_evaluated_run_and_on(
     shutil.rmtree(made / "00001")
     assert cli.run(["resume", str(run)]) == 2
     assert "There is no" in capsys.readouterr().err
+
+
+def test_held_out_states_are_in_the_users_units(tmp_path: Path) -> None:
+    """Policies standardise what they are given: it must not be standardised already."""
+    logged = write(tmp_path / "log.npz", (6, 9), 0)
+    with np.load(logged) as arrays:
+        changed = {key: arrays[key] for key in ("actions", "rewards", "terminals")}
+        observations = 20 + 300 * arrays["observations"]
+    np.savez(logged, allow_pickle=False, observations=observations, **changed)
+    imported = import_files([logged], tmp_path / "imported", standardize=True).path
+    shards = make_shards([imported], tmp_path / "made")
+    assert shards.units.standardises
+    states = states_of(sorl.Run(tmp_path, {}), shards.path, 200, seed=0)
+    assert states.dtype == np.float32
+    with np.load(imported) as arrays:
+        apart = np.abs(states[:, None] - arrays["observations"]).max(axis=-1)
+    assert apart.min(axis=1).max() < 1e-3
+    assert len(set(apart.argmin(axis=1))) > 9
 
 
 def test_making_shards_goes_on(

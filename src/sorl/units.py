@@ -159,6 +159,16 @@ class Units:
         mean = np.asarray(self.observation_mean, np.float32)
         return (observations - mean) * self._inverse_scale
 
+    def user_observations(self, observations: np.ndarray) -> np.ndarray:
+        """The inverse of `network_observations`, but for rounding."""
+        if not self.standardises:
+            return observations
+        mean, scale = (
+            np.asarray(numbers, np.float32)
+            for numbers in (self.observation_mean, self.observation_scale)
+        )
+        return mean + scale * observations
+
     def network_actions(self, actions: np.ndarray) -> np.ndarray:
         """User's actions `[..., size]` in [-1, 1] where they are in range; constants become 0."""
         if not self.maps_actions:

@@ -72,16 +72,18 @@ def calibrate(
         rows: numbers of observations of one call.
         calls: timed calls for each budget and number of rows, at least 100 for a 99th percentile.
         episodes: rollouts for each budget and member; 0 for none.
-        observations: held-out states; None to leave the critic's belief out.
+        observations: held-out states in the user's units; None to leave the critic's belief out.
         seed: seed of the rollouts.
         workers: processes that step environments; None means one a core.
         progress: where to show it.
 
     Raises:
-        InputError: a number is out of range, the run has no policy or cannot serve a budget, or
-            rollouts are asked of a run without an environment.
+        InputError: a number is out of range, the run has no policy or cannot serve a budget, the
+            held-out states are of another size than the run's, or rollouts are asked of a run
+            without an environment.
         WorkerError: a worker process died.
     """
+    _check_seed(seed)
     environment = run.config.get("environment")
     if calls < 100 or episodes < 0 or not rows or min(rows) < 1:
         raise InputError(
@@ -95,6 +97,12 @@ def calibrate(
         )
     stacked, members = load_stacked(run.path)
     policies = [Policy.load(policy_folder(run.path, member)) for member in members]
+    size = policies[0].spec.observation_size
+    if observations is not None and observations.shape[1:] != (size,):
+        raise InputError(
+            f"The held-out states have shape {list(observations.shape)}, but the policies of "
+            f"{run.path} take [..., {size}]: give --data with observations of the run's kind."
+        )
     ways = [
         (budget, Strategy(sampler, verifier, choice))
         for budget in dict.fromkeys(USUAL_BUDGETS if budgets is None else budgets)
@@ -181,12 +189,13 @@ def states_of(
 ) -> Float[np.ndarray, "states observation_size"]:
     """`count` observations of a data file, drawn without replacement (all of a smaller file).
 
-    Of shards, observations of transitions, drawn with replacement; of images, those of transitions,
-    stacked as the run reads them.
+    They are in the user's units, as `Policy` takes them. Of shards, observations of transitions,
+    drawn with replacement; of images, those of transitions, stacked as the run reads them.
 
     Raises:
-        InputError: the file cannot be read, or `count` is below 1.
+        InputError: the file cannot be read, `count` is below 1, or `seed` below 0.
     """
+    _check_seed(seed)
     if count < 1:
         raise InputError(f"{count} held-out states are not possible: give at least 1.")
     if IMAGES in run.config:
@@ -197,9 +206,15 @@ def states_of(
     if is_shards(file):
         shards = open_shards(file)
         numbers = np.random.default_rng(seed).integers(shards.transitions, size=count)
-        return np.asarray(shards.read(numbers, np.zeros(1, int)).observation)
+        drawn = shards.read(numbers, np.zeros(1, int)).observation
+        return shards.units.user_observations(np.asarray(drawn))
     reader = ArchiveReader(file)
     reader.require("observations")
     observations = reader.read("observations")
     drawn = np.random.default_rng(seed).permutation(len(observations))[:count]
     return np.asarray(observations[np.sort(drawn)], np.float32)
+
+
+def _check_seed(seed: int) -> None:
+    if seed < 0:
+        raise InputError(f"seed={seed} is not possible: give 0 or more.")
