@@ -31,6 +31,7 @@ from sorl.algorithms.bc import BC
 from sorl.algorithms.rebrac import ReBRAC
 from sorl.algorithms.sorl import SORL
 from sorl.collection import Collector, Ended, Episodes
+from sorl.data.origin import Origin, encode
 from sorl.data.replay import Rows
 from sorl.data.sources import load_dataset
 from sorl.deployment.policy import load_stacked
@@ -53,6 +54,7 @@ pytest_plugins = ("run_fixtures",)
 
 TINY_SORL = SORL(hidden=(8,), discretization=2, backprop_steps=1)
 REACH = "gym:tiny_environments:Reach-v0"
+MAZE = "pointmaze-medium-navigate-singletask-v0"
 FIRST = 4
 LAST = FIRST + 24
 
@@ -61,14 +63,14 @@ class Killed(BaseException):
     """Nothing in the library may catch it but to clean up."""
 
 
-def write_data(path: Path, rows: int = 40) -> Path:
+def write_data(path: Path, rows: int = 40, size: int = 3) -> Path:
     generator = np.random.default_rng(3)
     terminals = np.zeros(rows, np.float32)
     terminals[[rows // 2 - 1, rows - 1]] = 1
     np.savez(
         path,
         allow_pickle=False,
-        observations=generator.normal(size=(rows, 3)).astype(np.float32),
+        observations=generator.normal(size=(rows, size)).astype(np.float32),
         actions=generator.uniform(-0.9, 0.9, (rows, 2)).astype(np.float32),
         terminals=terminals,
         rewards=-np.ones(rows, np.float32),
@@ -238,6 +240,41 @@ def test_episodes_are_told_once_each(whole: Path) -> None:
         rewards = np.asarray(state.online.replay.rewards[place])
         assert rewards.shape == (28,)
         assert set(rewards) <= {-1.0, 0.0}
+
+
+@pytest.mark.usefixtures("scripted")
+@pytest.mark.parametrize(
+    ("rule", "environment", "told"),
+    [
+        ("success-at-end", REACH, "(success-at-end)"),
+        ("logged", REACH, None),
+        (None, REACH, None),
+        (None, MAZE, "(whose origin is unknown)"),
+        ("logged", MAZE, None),
+    ],
+)
+def test_logged_rewards_that_may_be_others_than_those_of_acting_are_told(
+    rule: str | None,
+    environment: str,
+    told: str | None,
+    tiny: Callable[..., Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    size = 3 if environment == REACH else 2
+    data = write_data(tmp_path / "own.npz", size=size)
+    if rule is not None:
+        with np.load(data) as arrays:
+            content = {**arrays, "sorl": encode(Origin(rewards=rule))}
+        np.savez(data, allow_pickle=False, **content)
+    trained = untrained(tmp_path / "parent", tiny(), data, environment=environment, seeds=(0,))
+    run = jobs.finetune(trained, tmp_path / "run", settings(steps=4, environments=1, start_steps=0))
+    expected = [] if told is None else [f"{data} {told}, and own rows get those of {environment}:"]
+    assert [expected[0] in event["message"] for event in run.events()] == [True] * len(expected)
+    shown = capsys.readouterr().out
+    assert shown.count("Logged rows keep the rewards") == len(expected)
+    assert all(sentence in shown for sentence in expected)
+    assert shown.find("Logged rows") < shown.find("Training ")
 
 
 # Kills and interrupts.

@@ -19,7 +19,7 @@ from sorl.data.minari_names import SCHEME
 from sorl.data.minari_sets import load_minari
 from sorl.data.mixtures import mix, split_weight
 from sorl.data.names import EnvironmentName
-from sorl.data.origin import read_origin
+from sorl.data.origin import ARRAY, read_origin
 from sorl.data.relabel import Relabeller
 from sorl.data.shards import Shards, is_shards, open_shards
 from sorl.errors import InputError
@@ -117,8 +117,7 @@ def _load(source: str, name: EnvironmentName | None, numbers: tuple[int, ...]) -
         )
     reader = ArchiveReader(path)
     reader.require("observations", "actions", "terminals")
-    has_rewards = "rewards" in reader.names and "masks" in reader.names
-    if has_rewards and (name is None or "qpos" not in reader.names):
+    if _keeps_rewards(reader, name):
         return _load_with_own_rewards(reader, name, numbers)
     if name is None:
         raise InputError(
@@ -188,6 +187,45 @@ def _locate(dataset: str, *, validation: bool, folder: Path | None) -> Path:
             f"{error}"
         ) from None
     return path
+
+
+def rules_of_kept_rewards(
+    environment: str | None, data: Source | Sequence[Source] | None
+) -> dict[str, str | None]:
+    """By which rule of `sorl.data.episodes` those sources came by their rewards that keep them.
+
+    Args:
+        environment: as for `load_dataset`.
+        data: likewise.
+
+    Returns:
+        The rule of each source whose rewards `load_dataset` does not compute; None where a file
+        does not tell.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+    own = environment is not None and is_own(environment)
+    name = None if environment is None or own else EnvironmentName.parse(environment)
+    if data is None and name is not None:
+        data = _locate(name.dataset, validation=False, folder=None)
+    elif data is None:
+        data = environment
+    sources = [data] if isinstance(data, str | Path) else list(data or ())
+    rules: dict[str, str | None] = {}
+    for source in (split_weight(str(source))[0] for source in sources):
+        if source.startswith(SCHEME):
+            rules[source] = "logged"
+            continue
+        reader = ArchiveReader(Path(source).expanduser())
+        if _keeps_rewards(reader, name):
+            rules[source] = read_origin(reader).rewards if ARRAY in reader.names else None
+    return rules
+
+
+def _keeps_rewards(reader: ArchiveReader, name: EnvironmentName | None) -> bool:
+    own = "rewards" in reader.names and "masks" in reader.names
+    return own and (name is None or "qpos" not in reader.names)
 
 
 def _load_with_own_rewards(

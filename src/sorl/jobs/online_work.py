@@ -15,7 +15,7 @@ from sorl.algorithm import AbstractAlgorithm
 from sorl.collection import Collector
 from sorl.data.dataset import Dataset
 from sorl.data.names import EnvironmentName
-from sorl.data.sources import load_dataset
+from sorl.data.sources import load_dataset, rules_of_kept_rewards
 from sorl.errors import InputError
 from sorl.inference import check_budgets, policy_skeleton, servable_budgets
 from sorl.jobs.finetuning import (
@@ -153,6 +153,9 @@ def _work(
         start = work.milestones.restore()
         if start is None:
             assert parent is not None
+            if sentence := _other_rewards(origin.environment, job):
+                work.run.append_event(first, sentence)
+                work.display.say(sentence)
             collector.begin()
             start = first, begun(parent, dataset.spec, plan, collector.episodes)
             work.milestones.save(*start, milestone=True)
@@ -173,6 +176,23 @@ def _work(
             stopping=lambda: work.stop.requested,
         )
         work.follow(snapshots, start[0])
+
+
+def _other_rewards(environment: str | None, job: Job) -> str | None:
+    """That logged rows may have other rewards than those of acting, where they may."""
+    assert job.environment is not None
+    doubtful = [
+        f"{source} ({'whose origin is unknown' if rule is None else rule})"
+        for source, rule in rules_of_kept_rewards(environment, job.data).items()
+        if (rule is None and not is_own(job.environment)) or rule not in (None, "logged")
+    ]
+    if not doubtful:
+        return None
+    return (
+        f"Logged rows keep the rewards and masks in {', '.join(doubtful)}, and own rows get those "
+        f"of {job.environment}: if they do not mean the same, the critic learns from both mixed "
+        "up, so fine-tune a run whose data have the environment's rewards instead."
+    )
 
 
 def _brought_back(
