@@ -18,7 +18,7 @@ FOLDER = Path("quickstart")
 ENVIRONMENT = "cube-single-play-singletask-v0"
 DATASET = "cube-single-play-v0"
 EPISODES = 150
-UPDATES = 17_500
+UPDATES = 18_000
 BUDGETS = ["1x1", "4x1", "8x1", "8x2", "8x4"]
 
 
