@@ -154,15 +154,10 @@ class Run:
         tables.rewind_lines(self.path / "events.jsonl", update)
 
     def forget_scores(self, updates: Collection[int], budgets: Collection[str]) -> None:
-        """Drop what evaluations of these updates found at these budgets, to make them anew.
-
-        What the data alone said of these updates goes, too.
-        """
-
-        named = ("", *budgets)
+        """Drop what was found of these updates at these budgets, to find it anew."""
 
         def kept(row: Mapping[str, str]) -> bool:
-            return float(row["update"]) not in updates or row.get("budget", "") not in named
+            return float(row["update"]) not in updates or row["budget"] not in budgets
 
         for name in _SCORES:
             tables.keep_rows(self.path / name, kept)

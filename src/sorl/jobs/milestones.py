@@ -92,10 +92,12 @@ class Milestones:
 
         There are several where training went on beside an evaluation that a kill ended.
         """
-        offline = self._job.environment is None
-        rows = self._run.off_policy() if offline else self._run.evaluations()
-        budgets = [] if offline else [str(budget) for budget in self._job.budgets]
-        wanted = {(*member, budget) for member in self._members for budget in budgets or [None]}
+        if self._job.environment is None:
+            # Whatever budgets the job names, the data are asked about the method's own alone.
+            rows, budgets = self._run.off_policy(), [str(self._algorithm.default_budget)]
+        else:
+            rows, budgets = self._run.evaluations(), [str(b) for b in self._job.budgets]
+        wanted = {(*member, budget) for member in self._members for budget in budgets}
 
         def found(milestone: int) -> set[tuple[object, ...]]:
             return {
