@@ -37,9 +37,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Evaluation", "Evaluator", "Progress", "evaluate", "rollout_frames"]
 
-_EPISODES_OF_A_SECOND_GROUP = 32
-"""Of each slot: so many, and a second group of lanes is worth the time it takes to build."""
-
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -102,8 +99,8 @@ class Evaluator:
             (see `sorl.own_environments`).
         workers: worker processes; as many as this process has CPU cores if None.
         slots: episodes that run at once; a manipulation environment takes some 140 MB. If None,
-            8 for each worker, 16 where the first evaluation gives each at least 32 episodes, and
-            no more than there are episodes of one budget.
+            8 for each worker, 16 where there are at least twice as many episodes, and no more
+            than there are episodes.
         max_episode_steps: cut episodes off earlier than the environment does.
 
     Raises:
@@ -146,9 +143,7 @@ class Evaluator:
         budgets = list(dict.fromkeys(budgets))
         _check(policies, members, budgets, strategy, episodes, seed)
         try:
-            vector = self._start(
-                members[0].task, episodes * len(members), len(budgets), frames_of(policies)
-            )
+            vector = self._start(members[0].task, episodes * len(members), frames_of(policies))
             return _evaluate(
                 vector,
                 self._environment,
@@ -164,15 +159,14 @@ class Evaluator:
             self.close()  # what the workers still do belongs to an evaluation that is no more
             raise
 
-    def _start(self, task: int, episodes: int, budgets: int, frames: int) -> VectorEnvironment:
+    def _start(self, task: int, episodes: int, frames: int) -> VectorEnvironment:
         if self._vector is not None and self._vector.frames != frames:
             self.close()
         if self._vector is None:
             workers = self._workers or min(platform.cores(), self._slots or episodes)
-            # A second group for each worker keeps it busy while the first is acted for. That is
-            # worth 4% of cube-single's steps, but its environments take 0.6 s each to build.
-            enough = 2 * LANES * workers * _EPISODES_OF_A_SECOND_GROUP
-            groups = 2 if episodes * budgets >= enough else 1
+            # A second group for each worker keeps it busy while the first is acted for, but its
+            # environments take seconds to build: only where every slot gets two episodes.
+            groups = 2 if episodes >= 4 * LANES * workers else 1
             slots = self._slots or max(workers, min(episodes, groups * LANES * workers))
             self._vector = VectorEnvironment(
                 environment_id(self._environment, task),
