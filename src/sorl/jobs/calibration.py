@@ -28,7 +28,7 @@ from sorl.jobs.job import IMAGES, settings_in
 from sorl.own_names import is_own
 from sorl.runs import Run
 from sorl.samplers import Sampler
-from sorl.types import Budget, Member
+from sorl.types import MAX_SEED, Budget, Member
 from sorl.verifiers import Verifier
 
 USUAL_BUDGETS = tuple(Budget(steps, n) for steps in (1, 2, 4, 8) for n in (1, 8, 32))
@@ -193,7 +193,7 @@ def states_of(
     drawn with replacement; of images, those of transitions, stacked as the run reads them.
 
     Raises:
-        InputError: the file cannot be read, `count` is below 1, or `seed` below 0.
+        InputError: the file cannot be read, `count` is below 1, or `seed` is not 0 to `MAX_SEED`.
     """
     _check_seed(seed)
     if count < 1:
@@ -216,5 +216,5 @@ def states_of(
 
 
 def _check_seed(seed: int) -> None:
-    if seed < 0:
-        raise InputError(f"seed={seed} is not possible: give 0 or more.")
+    if not 0 <= seed <= MAX_SEED:
+        raise InputError(f"seed={seed} is not possible: give 0 to {MAX_SEED}.")
