@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from sorl.algorithms.bc import BC
 from sorl.algorithms.fql import FQL
 from sorl.algorithms.ifql import IFQL
 from sorl.algorithms.sorl import SORL
+from sorl.cli.compare import _print as print_comparison
 from sorl.errors import InputError
 from sorl.jobs.comparison import Score, compare
 from sorl.jobs.grid import Point, points_of_algorithms
@@ -209,6 +212,28 @@ def test_the_table_of_a_comparison_that_was_stopped_and_of_one_that_diverged(
     assert "Members that diverged, scored by their last good state: tiny (2)." in table
     assert run(*command, *OPTIONS.split(), "--episodes", 2, "--out", tmp_path) == 0
     assert len(tables.read_rows(tmp_path / "compare.csv")) == 2
+
+
+def test_a_diverged_algorithm_changes_nothing_for_the_others(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bc, fql = points_of_algorithms([BC(), FQL()])
+    common: dict[str, Any] = {"tasks": 1, "seeds": 2, "updates": 9, "episodes": 4, "stopped": 0}
+    nothing = {"success": math.nan, "success_of_last": math.nan, "mean_return": math.nan}
+    nothing |= {"return_of_last": math.nan}
+    healthy = {"success": 0.5, "success_of_last": 0.25, "mean_return": -9.0}
+    healthy |= {"return_of_last": -8.0}
+    scores = [
+        Score(bc, Budget(1, 1), **healthy, **common, low=0.125, high=0.375),
+        Score(fql, Budget(1, 1), **nothing, **{**common, "stopped": 2}),
+    ]
+    print_comparison(scores)
+    out = capsys.readouterr().out
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    assert "algorithm budget success mean of last 3 95% interval return ms" in lines
+    assert "bc 1x1 * 50% 25% 12% to 38% -9.0 -" in lines
+    assert "fql 1x1 * - - - - -" in lines
+    assert "a bootstrap over seeds of the mean of last 3." in out
 
 
 def test_the_interval_is_that_of_the_seeds(tmp_path: Path, rng: np.random.Generator) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 
 from sorl import platform
 from sorl.errors import InputError
+from sorl.launch import worker
 
 
 @pytest.mark.parametrize(
@@ -26,6 +28,19 @@ def test_a_list_of_platforms_is_completed_by_the_cpu(
     assert os.environ["JAX_PLATFORMS"] == after
     assert os.environ["JAX_NUM_CPU_DEVICES"] == "3"
     assert os.environ["XLA_FLAGS"].count("concurrency_optimized_scheduler") == 1
+
+
+def test_a_worker_that_stays_on_some_cores_has_as_many_devices(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whatever the launcher, whose environment it has, has got itself."""
+    stayed: list[set[int]] = []
+    monkeypatch.setattr(os, "sched_setaffinity", lambda _, cores: stayed.append(cores))
+    monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"])
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "64")
+    assert worker.main(["--cores", "0,2", str(tmp_path / "none")]) == 2
+    assert stayed == [{0, 2}]
+    assert os.environ["JAX_NUM_CPU_DEVICES"] == "2"
 
 
 def test_without_a_cpu_one_sentence_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

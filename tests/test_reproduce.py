@@ -49,7 +49,7 @@ from sorl.experiments.scales import PAPER_ENVIRONMENTS, SCALES, Scale, scale
 from sorl.jobs.scoring import Scoring
 from sorl.launch.progress import Standing
 from sorl.launch.work import Work
-from sorl.runs import Run
+from sorl.runs import Run, locked
 from sorl.types import Budget, Spec
 
 pytest_plugins = ("run_fixtures",)
@@ -178,8 +178,7 @@ def test_scores_equal_a_slow_mean(seeds: int, tasks: int, updates: int, number: 
     ]
     generator.shuffle(table)  # pyright: ignore[reportArgumentType] - a list of rows
     rows = Rows(table)
-    order = rows.values("task")  # tasks stand in the order of their appearance
-    np.testing.assert_allclose(rows.scores(), values.mean(axis=2)[:, order])
+    np.testing.assert_allclose(rows.scores(), values.mean(axis=2))
     gone = Rows(table[1:])
     if len(gone.values("update")) == updates and len(gone.rows) > 1:
         first = table[0]
@@ -199,6 +198,22 @@ def test_tasks_of_two_environments_are_two_tasks() -> None:
         for s in (0, 1)
     ]
     np.testing.assert_array_equal(Rows(rows).scores(), [[0, 10], [1, 11]])
+
+
+def test_a_method_that_diverged_in_one_environment_keeps_its_scores() -> None:
+    def rows(environment: str, updates: Sequence[int], success: float) -> list[dict[str, Any]]:
+        return [
+            {"environment": environment, "seed": s, "task": 1, "update": u, "success": success}
+            for s in (0, 1)
+            for u in updates
+        ]
+
+    early = Rows([*rows("a", (6, 12, 18), 0.5), *rows("b", (18, 24, 30), 1.0)])
+    np.testing.assert_array_equal(early.scores(), [[0.5, 1.0], [0.5, 1.0]])
+    whole = Rows([*rows("b", (18, 24, 30), 0.5), *rows("a", (18, 24, 30), 0.25)])
+    assert float(early.better_than(whole).value) == 1
+    # One that diverged before its first evaluation lacks a task: nothing is compared.
+    assert math.isnan(whole.better_than(Rows(rows("b", (18, 24, 30), 0.5))).value)
 
 
 def test_what_is_collected_is_what_the_last_three_evaluations_of_the_run_say(
@@ -507,6 +522,10 @@ def test_the_command_makes_what_is_missing_and_draws_from_rows_alone(
     (page.parent / "figure.png").unlink()
     assert cli.run([*command, "--redraw"]) == 0
     assert tree(out) == before
+
+    with locked(out):
+        assert cli.run(command) == 2
+    assert "wait for it to end" in capsys.readouterr().err
 
     # The plan tells the same without making anything.
     capsys.readouterr()

@@ -162,39 +162,47 @@ class Run:
         for name in _SCORES:
             tables.keep_rows(self.path / name, kept)
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Make this process the only one that trains into the run, until the block ends.
+    def locked(self) -> contextlib.AbstractContextManager[None]:
+        """Make this process the only one that trains into the run, see `locked`."""
+        return locked(self.path)
 
-        The system drops the lock with its process, however that ends.
 
-        Raises:
-            InputError: another process, or another thread of this one, holds it.
-        """
-        path = (self.path / "lock").resolve()
-        if path in _LOCKED:
-            raise InputError(f"This process trains into {self.path} already: wait for it to end.")
-        with contextlib.ExitStack() as stack:
-            with files.explained("lock", path):
-                file = stack.enter_context(path.open("a+", encoding="utf-8"))
-                # lockf, not flock: a worker process that outlives a killed trainer would inherit
-                # and keep the other kind.
-                try:
-                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except (BlockingIOError, PermissionError) as error:
-                    file.seek(0)
-                    raise InputError(
-                        f"Another process ({file.read().strip() or 'unknown'}) trains into "
-                        f"{self.path}: wait for it to end or choose another --out."
-                    ) from error
-                file.truncate(0)
-                file.write(f"pid {os.getpid()}\n")
-                file.flush()
-            _LOCKED.add(path)
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Make this process the only one that trains into a folder, until the block ends.
+
+    The system drops the lock with its process, however that ends.
+
+    Args:
+        folder: of a run, or of many.
+
+    Raises:
+        InputError: another process, or another thread of this one, holds it.
+    """
+    path = (folder / "lock").resolve()
+    if path in _LOCKED:
+        raise InputError(f"This process trains into {folder} already: wait for it to end.")
+    with contextlib.ExitStack() as stack:
+        with files.explained("lock", path):
+            file = stack.enter_context(path.open("a+", encoding="utf-8"))
+            # lockf, not flock: a worker process that outlives a killed trainer would inherit
+            # and keep the other kind.
             try:
-                yield
-            finally:
-                _LOCKED.discard(path)
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError) as error:
+                file.seek(0)
+                raise InputError(
+                    f"Another process ({file.read().strip() or 'unknown'}) trains into "
+                    f"{folder}: wait for it to end or choose another --out."
+                ) from error
+            file.truncate(0)
+            file.write(f"pid {os.getpid()}\n")
+            file.flush()
+        _LOCKED.add(path)
+        try:
+            yield
+        finally:
+            _LOCKED.discard(path)
 
 
 def check_same_config(

@@ -128,7 +128,7 @@ def _own_values(names: Sequence[str], given: Sequence[str]) -> dict[str, dict[st
 
 def _print(scores: Sequence[Score]) -> None:
     """One line for each algorithm and budget, then what the numbers are."""
-    few = any(math.isnan(score.success_of_last) for score in scores)
+    few = all(math.isnan(score.success_of_last) for score in scores)
     last = "success" if few else f"mean of last {LAST}"
     table = Table(box=SIMPLE_HEAD)
     table.add_column("algorithm")

@@ -52,9 +52,11 @@ def _reproduce(
         address: of the Ray cluster, HOST:PORT of its head.
         sbatch: options of the array script, such as --sbatch=--gres=gpu:1.
     """
+    from sorl import files
     from sorl.console import show_progress
     from sorl.experiments import reproduce
     from sorl.experiments.scales import scale as scale_of
+    from sorl.runs import locked
 
     task = reproduce.Reproduction(
         targets=reproduce.chosen(targets),
@@ -84,7 +86,11 @@ def _reproduce(
 
         return local.launch(works)
 
-    standings, drawn = reproduce.reproduce(task, launched, show_progress)
+    # Two launchers would write each other's works.
+    with files.explained("create", task.store):
+        task.store.mkdir(parents=True, exist_ok=True)
+    with locked(task.store):
+        standings, drawn = reproduce.reproduce(task, launched, show_progress)
     for target in drawn:
         print(f"wrote {task.results / target}")
     _tell(standings)

@@ -49,21 +49,27 @@ class Rows:
     def scores(self, measure: str = "success") -> NDArray[np.float64]:
         """A measure as `[seeds, tasks]`, each the mean over all updates that are kept.
 
-        Tasks of different environments are different tasks. A member of which an update is missing
-        is NaN.
+        Tasks of different environments are different tasks; they stand in the order of `tasks`. A
+        member of which an update is missing that others of its environment have is NaN.
         """
-        seeds = sorted(self.values("seed"))
-        tasks = list(dict.fromkeys((row["environment"], row["task"]) for row in self.rows))
-        updates = self.values("update")
+        seeds, tasks = sorted(self.values("seed")), self.tasks()
         found: dict[tuple[int, int], dict[float, float]] = {}
+        updates: dict[str, set[float]] = {}
         for row in self.rows:
             place = seeds.index(row["seed"]), tasks.index((row["environment"], row["task"]))
             found.setdefault(place, {})[row["update"]] = float(row[measure])
+            updates.setdefault(row["environment"], set()).add(row["update"])
         array = np.full((len(seeds), len(tasks)), np.nan)
         for place, values in found.items():
-            if len(values) == len(updates):
+            environment, _ = tasks[place[1]]
+            # A run that diverged was evaluated at other updates than that of another environment.
+            if len(values) == len(updates[environment]):
                 array[place] = sum(values.values()) / len(values)
         return array
+
+    def tasks(self) -> list[tuple[str, float]]:
+        """The environments and tasks that there are rows of, sorted."""
+        return sorted({(row["environment"], row["task"]) for row in self.rows})
 
     def estimate(self, measure: str = "success") -> Estimate:
         """Mean over seeds and tasks with its 95% bootstrap interval; NaN where there is nothing."""
@@ -74,9 +80,9 @@ class Rows:
     def better_than(self, other: Rows) -> Estimate:
         """The probability that a run of these is better than one of the others, on a random task.
 
-        NaN where either has nothing, or lacks a score.
+        NaN where either has nothing, or lacks a score or a task.
         """
-        if self.rows and other.rows:
+        if self.rows and other.rows and self.tasks() == other.tasks():
             mine, theirs = self.scores(), other.scores()
             if not (np.isnan(mine).any() or np.isnan(theirs).any()):
                 return probability_of_improvement(mine, theirs)

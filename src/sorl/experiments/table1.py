@@ -147,6 +147,14 @@ def findings(rows: Rows, scale: Scale) -> list[str]:
         found.append(
             f"SORL is better on a task drawn at random with probability: {', '.join(texts)}."
         )
+    nothing = [
+        f"{method.upper()} on {environment}"
+        for environment in rows.values("environment")
+        for method in mine
+        if not own_budget(rows.where(environment=environment), method)
+    ]
+    if nothing:
+        found.append(f"Diverged before it was evaluated: {', '.join(nothing)}.")
     stopped = rows.where(stopped=1).values("method")
     if stopped:
         found.append(f"Diverged, scored by their last good state: {', '.join(stopped)}.")

@@ -30,7 +30,10 @@ def main(arguments: list[str]) -> int:
     )
     options = parser.parse_args(arguments)
     if options.cores is not None:
-        os.sched_setaffinity(0, {int(core) for core in options.cores.split(",")})
+        cores = {int(core) for core in options.cores.split(",")}
+        os.sched_setaffinity(0, cores)
+        # What the launcher's environment says is how many cores the launcher has.
+        os.environ["JAX_NUM_CPU_DEVICES"] = str(len(cores))
     platform.prepare()
     if options.watch:
         threading.Thread(target=_stop_at_end_of_input, daemon=True).start()
