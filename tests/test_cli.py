@@ -304,6 +304,19 @@ def test_scores_of_a_run_that_is_being_trained_are_refused_before_the_rollouts(
     assert "wait for it to end" in capsys.readouterr().err
 
 
+def test_saved_scores_do_not_stand_in_for_an_evaluation_that_is_missing(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_ = Run.open(copied)
+    run_.forget_scores([UPDATES], ["1x1"])
+    command = ["evaluate", copied, "--budgets", "1x1", "--save"]
+    assert run([*command, "--episodes", 2]) == 2
+    assert f"let `sorl resume {copied}` do it first" in capsys.readouterr().err
+    # As the run itself evaluates, it may.
+    assert run([*command, "--episodes", 1]) == 0
+    assert len(run_.evaluations()) == 4
+
+
 def test_what_the_system_refuses_is_no_traceback(
     finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -64,20 +64,22 @@ def _calibrate(
     file = held_out_file(opened) if data is None else data
     if file is None:
         print("No data are there to draw held-out states from: what the critic believes stays out.")
-    found = calibrate(
-        opened,
-        budgets=wanted,
-        choices=[Choice.parse(text) for text in choices],
-        sampler=sampler,
-        verifier=Verifier.parse(verifier),
-        rows=rows,
-        calls=calls,
-        episodes=episodes,
-        observations=None if file is None else states_of(opened, file, states, seed),
-        seed=seed,
-        workers=workers,
-        progress=show_progress,
-    )
+    # Locked from the beginning: training on would replace what is being measured.
+    with opened.locked():
+        found = calibrate(
+            opened,
+            budgets=wanted,
+            choices=[Choice.parse(text) for text in choices],
+            sampler=sampler,
+            verifier=Verifier.parse(verifier),
+            rows=rows,
+            calls=calls,
+            episodes=episodes,
+            observations=None if file is None else states_of(opened, file, states, seed),
+            seed=seed,
+            workers=workers,
+            progress=show_progress,
+        )
     told = set()
     for member, calibration in found.items():
         # Members of one task share everything but their critic's beliefs.

@@ -3,15 +3,50 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import tyro
+
+if TYPE_CHECKING:
+    from sorl.runs import Run
+    from sorl.types import Budget, Member
 
 
 def run(arguments: list[str]) -> None:
     """Parse and evaluate."""
     tyro.cli(_evaluate, prog="sorl evaluate", args=arguments)
+
+
+def _check_own_budgets(
+    run: Run,
+    update: int,
+    members: Sequence[Member],
+    budgets: Sequence[Budget],
+    episodes: int,
+    seed: int,
+) -> None:
+    """Raise `InputError` where --save would stand in for an evaluation that the run makes itself.
+
+    A run that was stopped before it evaluated makes up for it when it is resumed.
+    """
+    from sorl.errors import InputError
+    from sorl.jobs.job import job_of
+
+    job, _, _ = job_of(run.config)
+    there = {(r["update"], r["task"], r["seed"], r["budget"]) for r in run.evaluations()}
+    lacking = [
+        budget
+        for budget in job.budgets
+        if budget in budgets and any((update, *m, str(budget)) not in there for m in members)
+    ]
+    if lacking and (episodes, seed) != (job.episodes, job.evaluation_seed):
+        raise InputError(
+            f"{run.path} has not evaluated its own budget {lacking[0]} yet, with {job.episodes} "
+            f"episodes and seed {job.evaluation_seed}: let `sorl resume {run.path}` do it first, "
+            "or leave out --save."
+        )
 
 
 def _evaluate(
@@ -88,6 +123,8 @@ def _evaluate(
         policies, members = restore_policies(opened, update)
     if wanted is None:
         wanted = servable_budgets(read_policy(policy_folder(run, members[0])).algorithm)
+    if save:
+        _check_own_budgets(opened, update, members, wanted, episodes, seed)
     # Locked from the beginning: a run that is being trained is refused before hours of rollouts.
     locked = opened.locked() if save else contextlib.nullcontext()
     with locked, show_progress() as on_progress:

@@ -65,6 +65,7 @@ class Session(NamedTuple):
                 milestones.save(update, snapshot.state, milestone=False)
                 saved = time.monotonic()
             if dead:
+                milestones.collect(wait=True)  # the scores of an earlier milestone count
                 raise InputError(
                     f"Every task and seed of {run.path} was stopped: see events.jsonl there, and "
                     "start a new run with a smaller learning rate or weight of the Q loss."
