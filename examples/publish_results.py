@@ -122,7 +122,7 @@ def draw_algorithms(runs: list[Results]) -> Figure:
     """Success against updates, one line an algorithm at its own budget, with 95% intervals."""
     figure, axes = panel()
     for place, run in enumerate(runs):
-        budget = algorithms.build(run.config["algorithm"]).default_budget
+        budget = algorithms.build(run.config["algorithm"]).own_budget
         index = run.evaluations.budgets.index(budget)
         label = f"{run.config['algorithm']['name']}  {budget}"
         success_curve(axes, run, index, Style.of(place), label)

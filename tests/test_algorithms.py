@@ -254,6 +254,27 @@ def test_actions_are_in_range_and_the_default_budget_can_be_served(trained):
     assert (np.abs(actions) <= 1).all()
 
 
+@pytest.mark.parametrize(
+    ("name", "own", "budget"),
+    [
+        ("idql", {"diffusion_steps": 5}, Budget(5, 32)),
+        ("cac", {"sampling_steps": 1, "noise_levels": 2}, Budget(1, 1)),
+        ("cac", {"sampling_steps": 4}, Budget(4, 1)),
+        ("fbrac", {"flow_steps": 3}, Budget(3, 1)),
+        ("fawac", {"flow_steps": 3}, Budget(3, 1)),
+    ],
+)
+def test_a_method_acts_by_itself_in_the_steps_that_it_learnt_to_act_in(
+    name: str, own: dict[str, int], budget: Budget
+) -> None:
+    kind: Any = algorithms.get(name)
+    assert kind().own_budget == kind.default_budget
+    algorithm = kind(hidden=(4,), **own)
+    assert algorithm.own_budget == budget
+    policy = algorithm.policy(algorithm.init(Spec(3, 2), key=jax.random.key(0)))
+    policy.check_steps(budget.steps)
+
+
 def test_all_that_is_random_in_an_action_is_its_noise(trained):
     algorithm, _, snapshot, _ = trained
     policy = member_policy(algorithm, snapshot)

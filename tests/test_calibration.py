@@ -293,6 +293,10 @@ def test_adaptive_spending_takes_the_calibrated_threshold(folder: Path) -> None:
         policy.act(np.zeros(3), steps=4, best_of=8, adaptive=True)
     assert seen[0].adaptive is not None
     assert seen[0].adaptive.threshold == pytest.approx(0.8)
+    # It was found with other scores.
+    with pytest.raises(InputError, match="the sampler independent and the verifier min: leave"):
+        policy.act(np.zeros(3), steps=4, best_of=8, adaptive=True, verifier="own")
+    policy.act(np.zeros(3), steps=4, best_of=8, adaptive=True, verifier="min")
 
 
 def test_a_policy_saved_anew_has_no_calibration(tmp_path: Path) -> None:

@@ -63,6 +63,18 @@ def test_the_interval_is_wilsons(successes: int, episodes: int) -> None:
     assert expected in text(row("4x1", share, episodes))
 
 
+def test_a_fine_tuned_policy_says_so() -> None:
+    assert "from logged data alone and" in text()
+    tuned = {"parent": {"update": 600}, "steps": 4000, "budget": "4x2"}
+    found = text(provenance={**PROVENANCE, "finetuning": tuned})
+    assert "from logged data alone and" not in found
+    assert "then from what it did itself in its environment, and" in found
+    assert (
+        "* of these from logged data alone: 600, after which it was fine-tuned for 4,000 steps in "
+        "its environment, acting at 4x2\n"
+    ) in found
+
+
 def test_what_is_not_known_is_not_told() -> None:
     found = text(provenance={})
     assert "# SORL on logged data" in found

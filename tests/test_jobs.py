@@ -11,10 +11,11 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import pytest
 
 from finished_run import (
@@ -29,7 +30,9 @@ from finished_run import (
 from sorl import algorithms, checkpoint, evaluation, jobs
 from sorl.errors import InputError, WorkerError
 from sorl.interruption import Interruption, StoppedError
+from sorl.jobs import work
 from sorl.jobs.job import settings_in
+from sorl.members import Snapshot
 from sorl.runs import Run
 from sorl.types import Budget
 
@@ -144,10 +147,10 @@ def test_interrupts_save_everything_and_lose_nothing(
 
 
 def test_resuming_a_finished_run_changes_nothing(copied: Path) -> None:
+    (copied / "policy" / "task1-seed0" / "calibration.json").write_text("{}")
     before = tree(copied)
     jobs.resume(copied, quiet=True)
     after = tree(copied)
-    # The policy is released again, in case a kill came before it: the same bytes.
     assert {k: v for k, v in after.items() if not k.startswith("tensorboard/")} == before
 
 
@@ -192,6 +195,35 @@ def test_evaluation_beside_training_changes_no_score(
     assert threading.main_thread() not in threads
     assert len(threads) == 2
     check_same_outcome(run.path, one_after_the_other.path)
+
+
+def test_the_evaluation_beside_training_is_kept_when_every_seed_fails(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, algorithm, _ = settings_in(Run.open(copied))
+    failed, train, roll_out = threading.Event(), work.train, evaluation.Evaluator.evaluate
+
+    def failing(*arguments: Any, **options: Any) -> Iterator[Snapshot]:
+        for snapshot in train(*arguments, **options):
+            if snapshot.update > MILESTONE:
+                none = jnp.zeros_like(snapshot.state.alive)
+                snapshot = dataclasses.replace(snapshot, state=snapshot.state._replace(alive=none))
+                failed.set()
+            yield snapshot
+
+    def wait(*arguments: Any, **options: Any) -> Any:
+        assert failed.wait(60)
+        time.sleep(0.5)  # the job has ended by now, unless it waits
+        return roll_out(*arguments, **options)
+
+    monkeypatch.setattr(work, "train", failing)
+    monkeypatch.setattr(evaluation.Evaluator, "evaluate", wait)
+    beside = dataclasses.replace(job, evaluate_beside=True)
+    with pytest.raises(InputError, match="Every task and seed"):
+        jobs.start(tmp_path / "failed", algorithm, beside, quiet=True)
+    found = evaluations_without_clock(tmp_path / "failed")
+    known = evaluations_without_clock(copied)
+    assert found == [row for row in known if row["update"] == str(MILESTONE)]
 
 
 def test_an_evaluation_beside_training_that_fails_ends_the_job(

@@ -19,6 +19,7 @@ import sorl
 from run_fixtures import tiny, tiny_folder  # noqa: F401
 from sorl import cli, inference
 from sorl.algorithm import in_units
+from sorl.algorithms.bc import BC
 from sorl.data.importing import import_files
 from sorl.data.mixtures import mix, split_weight
 from sorl.data.sources import load_dataset
@@ -29,6 +30,8 @@ from sorl.deployment.storage import save_policy
 from sorl.errors import InputError
 from sorl.fitted_q import Evidence, fitted_q
 from sorl.jobs import restore_policies
+from sorl.members import initial_state
+from sorl.off_policy import evaluate_off_policy
 from sorl.runs import Run
 from sorl.types import Budget, Member, Spec
 from sorl.units import USUAL, Units
@@ -342,6 +345,60 @@ def test_fitted_q_on_a_walk_with_known_values() -> None:
     values = np.linalg.solve(np.eye(5) - 0.9 * moves, 10 * np.array([0, 0, 0, 0, 0.5]))
     assert float(found[0]) == pytest.approx(0.9**4, abs=0.08)
     assert float(found[1]) == pytest.approx(0.9 * values[1], abs=0.25)
+
+
+def test_fitted_q_still_sees_the_rest_where_an_entry_is_new() -> None:
+    """The reward is 1 where the first entry is above 0; the second one never changed in the log."""
+    rng = np.random.default_rng(0)
+    rows = np.append(rng.normal(size=(400, 1)), np.zeros((400, 1)), axis=1)
+
+    def value(first: float) -> float:
+        evidence = Evidence(
+            observations=jnp.asarray(rows, jnp.float32),
+            actions=jnp.asarray(rng.uniform(-1, 1, (400, 1)), jnp.float32),
+            next_observations=jnp.asarray(rows, jnp.float32),
+            rewards=jnp.asarray(rows[None, :, 0] > 0, jnp.float32),
+            masks=jnp.zeros((1, 400)),
+            next_actions=jnp.zeros((1, 400, 1)),
+            usable=jnp.ones((1, 400), bool),
+            scale=jnp.ones(1),
+            starts=jnp.asarray([[first, 1.0]]),
+            start_actions=jnp.zeros((1, 1, 1)),
+        )
+        [found] = fitted_q(evidence, discount=0.9, updates=300, key=jax.random.key(0))
+        return float(found)
+
+    assert value(2.0) - value(-2.0) > 0.5
+
+
+def test_nothing_is_said_of_what_the_log_did_next_where_it_does_not_tell() -> None:
+    rng = np.random.default_rng(0)
+
+    def columns(ordered: bool) -> set[str]:
+        rows = rng.normal(size=(40, 3))
+        dataset = sorl.Dataset.from_transitions(
+            rows[:-1],
+            rng.uniform(-1, 1, (39, 2)),
+            rewards=np.ones(39),
+            next_observations=rows[1:] if ordered else rng.normal(size=(39, 3)),
+        )
+        algorithm, members = BC(hidden=(4,)), [Member(0, 0)]
+        states = initial_state(algorithm, dataset.spec, members).algorithm
+        [row] = evaluate_off_policy(
+            algorithm,
+            states,
+            members,
+            dataset,
+            None,
+            update=1,
+            batch_size=4,
+            fitted_q_updates=2,
+            seed=0,
+        )
+        assert np.isfinite(float(row["fitted_q/policy"]))
+        return set(row)
+
+    assert columns(ordered=True) - columns(ordered=False) == {"fitted_q/data"}
 
 
 # Mixtures.

@@ -178,6 +178,10 @@ def test_a_policy_of_sorl_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     expected = act_alone(policy, jnp.asarray(observation), Budget(4, 8), key)
     found = loaded.act(observation, steps=4, best_of=8, key=key)
     np.testing.assert_allclose(found, expected, atol=1e-6)
+    seeds = (7, np.int64(7), np.uint32(7))
+    same, *others = (loaded.act(observation, steps=4, best_of=8, key=seed) for seed in seeds)
+    for other in others:
+        np.testing.assert_array_equal(other, same)
     with pytest.raises(InputError, match="6 sampling steps"):
         loaded.act(observation, steps=6)
     decision = loaded.act_info(observation, steps=4, best_of=8, sampler="renoise", key=key)

@@ -131,12 +131,20 @@ class AbstractAlgorithm(abc.ABC, Generic[State]):
 
     Attributes:
         presets: values of fields that are published for a dataset, by its name without version.
-        default_budget: the test-time compute that the method uses by itself, and `Policy.act`
-            unless it is told otherwise.
+        default_budget: `own_budget` of the published hyperparameters.
     """
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]
     default_budget: ClassVar[Budget]
+
+    @property
+    def own_budget(self) -> Budget:
+        """The test-time compute that the method uses by itself.
+
+        `Policy.act` uses it too unless it is told otherwise. A method whose hyperparameters say in
+        how many steps it learns to act overrides this.
+        """
+        return self.default_budget
 
     @abc.abstractmethod
     def init(self, spec: Spec, *, key: PRNGKeyArray) -> State:

@@ -77,7 +77,9 @@ def fitted_q(
         key: of initial networks and batches; batches are the same for all policies.
     """
     mean = evidence.observations.mean(axis=0)
-    scale = jnp.maximum(evidence.observations.std(axis=0), 1e-6)
+    spread = evidence.observations.std(axis=0)
+    # An entry that never changes here may elsewhere, where a small scale would make it enormous.
+    scale = jnp.where(spread < 1e-6, 1.0, spread)
     observations, next_observations, starts = (
         (given - mean[None]) / scale[None]
         for given in (evidence.observations, evidence.next_observations, evidence.starts)

@@ -31,12 +31,12 @@ def servable_budgets(
 ) -> tuple[Budget, ...]:
     """The budgets to evaluate where an algorithm has a say in them, by steps and then best-of.
 
-    `budgets` and the algorithm's own `default_budget`, as far as the policy that these
+    `budgets` and the algorithm's `own_budget`, as far as the policy that these
     hyperparameters give can serve them. Nothing is computed: the policy is only traced.
     """
     policy = policy_skeleton(algorithm)
     return tuple(
-        budget for budget in sorted({*budgets, algorithm.default_budget}) if serves(policy, budget)
+        budget for budget in sorted({*budgets, algorithm.own_budget}) if serves(policy, budget)
     )
 
 

@@ -6,7 +6,8 @@
     held_out/q_policy       the same at the policy's actions
     training/...            the last three on episodes it learnt from
     fitted_q/policy         discounted return of the policy by fitted Q evaluation (`sorl.fitted_q`)
-    fitted_q/data           the same estimate of whoever made the log: it should come near to
+    fitted_q/data           the same estimate of whoever made the log, left out where less than half
+                            of the log tells what was done next: it should come near to
     return/data             the mean discounted return of the episodes in question
 
 None of this is a score; the report (`sorl.report.off_policy`) tells what each can and cannot say.
@@ -36,6 +37,8 @@ SMALL = 2_000
 """Most transitions at which actions and values are compared."""
 STARTS = 200
 """Most starts of episodes."""
+LEAST_KNOWN = 0.5
+"""Least share of the rows whose next action has to be logged for `fitted_q/data`."""
 BATCHES = 20
 """Batches whose metrics are averaged."""
 OTHER_DISCOUNT = 0.99
@@ -77,7 +80,7 @@ def evaluate_off_policy(
             "update": update,
             "task": member.task,
             "seed": member.seed,
-            "budget": str(algorithm.default_budget),
+            "budget": str(algorithm.own_budget),
             "held_out_episodes": held_episodes,
         }
         for member in members
@@ -156,7 +159,7 @@ def _act(
 ) -> Float[Array, "members rows action_size"]:
     """An action of every member for every observation, at the method's own budget."""
     keys = jax.random.split(key, len(observations))
-    return _act_rows(policies, observations, keys, algorithm.default_budget)
+    return _act_rows(policies, observations, keys, algorithm.own_budget)
 
 
 @eqx.filter_jit
@@ -188,7 +191,7 @@ def _compared(
     acted = _act(algorithm, policies, observations, key)
     found = {f"{name}/action_error": np.abs(acted - logged[None]).mean(axis=(1, 2))}
     if isinstance(policies, AbstractScoredPolicy):
-        steps = algorithm.default_budget.steps
+        steps = algorithm.own_budget.steps
         at_logged = jnp.broadcast_to(logged, acted.shape)
         for what, actions in (("q_data", at_logged), ("q_policy", acted)):
             found[f"{name}/{what}"] = np.asarray(_value(policies, observations, actions, steps))
@@ -250,11 +253,14 @@ def _estimates(
         start_actions=jnp.concatenate([together[:, len(drawn) :], logged_begin]),
     )
     found = np.asarray(fitted_q(evidence, discount=discount, updates=updates, key=keys[1]))
-    return {
+    estimates = {
         "fitted_q/policy": found[: len(places)],
-        "fitted_q/data": found[len(places) :][places],
         "return/data": np.array([found[starts].mean() for found in returns])[places],
     }
+    # Of transitions in no order nobody knows what the log did next, so nothing would be learnt.
+    if usable[len(places) :].mean() >= LEAST_KNOWN:
+        estimates["fitted_q/data"] = found[len(places) :][places]
+    return estimates
 
 
 def _returns_to_go(dataset: Dataset, place: int, discount: float) -> np.ndarray:

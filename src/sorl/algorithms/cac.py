@@ -148,6 +148,11 @@ class CAC(AbstractAlgorithm[CACState]):
         check_layers(self, "hidden")
         check_positive(self, "learning_rate", "target_rate")
 
+    @property
+    def own_budget(self) -> Budget:
+        """As many steps as the losses act in."""
+        return Budget(self.sampling_steps, 1)
+
     def init(self, spec: Spec, *, key: PRNGKeyArray) -> CACState:
         """Fresh networks; targets start as copies."""
         critic_key, actor_key = jax.random.split(key)

@@ -103,6 +103,11 @@ class FAWAC(AbstractAlgorithm[FAWACState]):
         check_layers(self, "hidden")
         check_positive(self, "learning_rate", "target_rate")
 
+    @property
+    def own_budget(self) -> Budget:
+        """As many steps as the critic's targets act in."""
+        return Budget(self.flow_steps, 1)
+
     def init(self, spec: Spec, *, key: PRNGKeyArray) -> FAWACState:
         """Fresh networks; the target starts as a copy."""
         actor_key, critic_key, value_key = jax.random.split(key, 3)

@@ -103,6 +103,11 @@ class FBRAC(AbstractAlgorithm[FBRACState]):
         check_layers(self, "hidden")
         check_positive(self, "learning_rate", "target_rate")
 
+    @property
+    def own_budget(self) -> Budget:
+        """As many steps as the losses act in."""
+        return Budget(self.flow_steps, 1)
+
     def init(self, spec: Spec, *, key: PRNGKeyArray) -> FBRACState:
         """Fresh networks; the target starts as a copy."""
         actor_key, critic_key = jax.random.split(key)

@@ -138,6 +138,11 @@ class IDQL(AbstractAlgorithm[IDQLState]):
         check_layers(self, "hidden")
         check_positive(self, "learning_rate", "target_rate")
 
+    @property
+    def own_budget(self) -> Budget:
+        """All steps of the diffusion, and the published number of candidates."""
+        return Budget(self.diffusion_steps, self.default_budget.best_of)
+
     def init(self, spec: Spec, *, key: PRNGKeyArray) -> IDQLState:
         """Fresh networks; the target starts as a copy."""
         critic_key, actor_key = jax.random.split(key)

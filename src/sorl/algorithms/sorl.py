@@ -25,7 +25,8 @@ Departures from the paper: the critic may read the number of steps k of the poli
 (`critic_sees_steps`, as in the authors' experiments; the paper's equations do not show it).
 Ours: of N candidates the better of the two most central ones acts (`typical-2` of `sorl.choices`)
 and not the arg max of Q over all, which is the choice `best` and the same for N = 2; the actor's Q
-loss reads the critic after the critic's step of the same update; LayerNorm's epsilon is 1e-6.
+loss reads the critic after the critic's step of the same update; LayerNorm's epsilon is 1e-6; k and
+k' are the same for all seeds and runs at the update of one number, drawn independently of all else.
 """
 
 from __future__ import annotations

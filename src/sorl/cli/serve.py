@@ -77,7 +77,7 @@ def _serve(
     wanted = None if budgets is None else [Budget.parse(text) for text in budgets]
     policy = Policy.load(path, task=task, seed=seed)
     if wanted is None:
-        own = policy.algorithm.default_budget
+        own = policy.algorithm.own_budget
         wanted = [
             budget
             for budget in servable_budgets(policy.algorithm)

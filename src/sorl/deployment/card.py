@@ -70,8 +70,8 @@ def card(
         "```python\n"
         "import sorl\n\n"
         'policy = sorl.Policy.load("path/to/this/folder")\n'
-        f"action = policy.act(observation, steps={algorithm.default_budget.steps}, "
-        f"best_of={algorithm.default_budget.best_of})  # the compute of this one decision\n"
+        f"action = policy.act(observation, steps={algorithm.own_budget.steps}, "
+        f"best_of={algorithm.own_budget.best_of})  # the compute of this one decision\n"
         "```",
         *_units(units),
         "## Scores",
@@ -85,11 +85,17 @@ def card(
             if field != "name"
         ),
         "## Limits",
-        "It was trained from logged data alone and has been tried in simulation at most, as far as "
-        "this card tells. Outside the situations of its data its actions mean nothing; the critic, "
-        "which chooses where `best_of` is above 1, least of all.",
+        f"It was trained from {_sources(provenance)} and has been tried in simulation at most, as "
+        "far as this card tells. Outside the situations of its data its actions mean nothing; the "
+        "critic, which chooses where `best_of` is above 1, least of all.",
     ]
     return "\n\n".join(paragraphs) + "\n"
+
+
+def _sources(provenance: Mapping[str, Any]) -> str:
+    if "finetuning" in provenance:
+        return "logged data, then from what it did itself in its environment,"
+    return "logged data alone"
 
 
 def _units(units: Units) -> list[str]:
@@ -146,8 +152,15 @@ def _scores(rows: list[Row]) -> list[str]:
 def _training(update: int, member: Member, provenance: Mapping[str, Any]) -> str:
     training, dataset = provenance.get("training", {}), provenance.get("dataset", {})
     machine, versions = provenance.get("machine", {}), provenance.get("versions", {})
+    online = provenance.get("finetuning", {})
     facts = {
         "updates": f"{update:,}",
+        "of these from logged data alone": (
+            f"{online['parent']['update']:,}, after which it was fine-tuned for "
+            f"{online['steps']:,} steps in its environment, acting at {online['budget']}"
+            if online
+            else None
+        ),
         "rows of a batch": training.get("batch_size"),
         "seed": member.seed,
         "data": f"{dataset['rows']:,} rows" if "rows" in dataset else None,

@@ -196,7 +196,7 @@ class Policy:
         verifier: Verifier | str | None = None,
         choice: Choice | str | None = None,
         adaptive: Adaptive | bool = False,
-        key: Keys | int | None = None,
+        key: Keys | int | np.integer[Any] | None = None,
     ) -> np.ndarray:
         """Choose actions. The first call for a budget and a batch shape compiles, later ones run.
 
@@ -206,9 +206,9 @@ class Policy:
                 the channels of all frames, or a mapping of such an `image` and a `state`; see
                 `sorl.deployment.image_observation`.
             steps: sampling steps of one candidate. When None those that the method uses by
-                itself, `algorithm.default_budget.steps`.
+                itself, `algorithm.own_budget.steps`.
             best_of: candidates among which one is chosen. When None as many as the method uses by
-                itself, `algorithm.default_budget.best_of`, whatever `steps` are.
+                itself, `algorithm.own_budget.best_of`, whatever `steps` are.
             deadline_ms: instead of `steps` and `best_of`, the milliseconds that this call may
                 take: the best budget that fits at the 99th percentile, as `sorl calibrate` found,
                 spent in the way that was calibrated. Call `prepare` before, since compiling takes
@@ -219,8 +219,8 @@ class Policy:
             choice: how the scores decide, see `sorl.choices`; as the method does by itself when
                 None.
             adaptive: draw fewer candidates where their scores hardly differ, never more than
-                `best_of`; True takes the threshold that `sorl calibrate` found. Saves time for one
-                observation, none for a batch.
+                `best_of`; True takes the threshold that `sorl calibrate` found, and the sampler and
+                verifier that it was found with. Saves time for one observation, none for a batch.
             key: a random key or an integer seed. One observation uses the key itself, row i of a
                 batch (its leading axes flattened) uses `jax.random.split(key, rows)[i]`. Or one
                 key for each observation: an array of keys with the observation's leading axes.
@@ -258,7 +258,7 @@ class Policy:
         sampler: Sampler | None = None,
         verifier: Verifier | str | None = None,
         choice: Choice | str | None = None,
-        key: Keys | int | None = None,
+        key: Keys | int | np.integer[Any] | None = None,
     ) -> Decision:
         """Choose actions as `act` does, and tell what they were chosen from.
 
@@ -344,17 +344,27 @@ class Policy:
             calibration = self._calibrated(f"A deadline of {deadline_ms:g} ms")
             best = calibration.best_within(deadline_ms, rows=max(rows, 1))
             return best.budget, calibration.strategy(best)
-        own = self.algorithm.default_budget
+        own = self.algorithm.own_budget
         budget = Budget(
             steps=own.steps if steps is None else steps,
             best_of=own.best_of if best_of is None else best_of,
         )
+        if isinstance(verifier, str):
+            verifier = Verifier.parse(verifier)
         if adaptive is True:
-            threshold = self._calibrated("Adaptive spending").threshold(budget)
-            adaptive = Adaptive(threshold)
+            calibration = self._calibrated("Adaptive spending")
+            adaptive = Adaptive(calibration.threshold(budget))
+            way = calibration.sampler, calibration.verifier
+            if (sampler or way[0], verifier or way[1]) != way:
+                raise InputError(
+                    "adaptive=True takes the threshold that was calibrated with the sampler "
+                    f"{way[0]} and the verifier {way[1]}: leave both out, or give a threshold for "
+                    "yours, adaptive=sorl.inference.Adaptive(...)."
+                )
+            sampler, verifier = way
         strategy = Strategy(
             sampler="independent" if sampler is None else sampler,
-            verifier=Verifier.parse(verifier) if isinstance(verifier, str) else verifier or OWN,
+            verifier=OWN if verifier is None else verifier,
             choice=Choice.parse(choice) if isinstance(choice, str) else choice or OWN_CHOICE,
             adaptive=adaptive or None,
         )
@@ -378,7 +388,7 @@ class Policy:
         self,
         rows: np.ndarray,
         leading: tuple[int, ...],
-        key: Keys | int | None,
+        key: Keys | int | np.integer[Any] | None,
         decide: Callable[..., Any],
         budget: Budget,
         strategy: Strategy,
@@ -387,14 +397,16 @@ class Policy:
         noise = self._noise(key, leading, len(rows))
         return self._act(self._arrays, rows, noise, decide, budget, strategy)
 
-    def _noise(self, key: Keys | int | None, leading: tuple[int, ...], rows: int) -> _Noise:
+    def _noise(
+        self, key: Keys | int | np.integer[Any] | None, leading: tuple[int, ...], rows: int
+    ) -> _Noise:
         if key is None:
             with self._lock:
                 drawn = self._drawn
                 self._drawn += 1
             return self._own_noise(np.int32(drawn % 2**31), leading, rows)
-        if isinstance(key, int):
-            keys = jax.random.key(key)
+        if isinstance(key, int | np.integer):
+            keys = jax.random.key(int(key))
         else:
             # Keys of the older kind are bare integers.
             typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)

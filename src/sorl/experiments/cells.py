@@ -100,7 +100,7 @@ class Cell:
             batch_size=scale.batch_size,
             log_every=min(LOG_EVERY, scale.evaluate_every),
             evaluate_every=scale.evaluate_every,
-            budgets=(self.algorithm.default_budget,),
+            budgets=(self.algorithm.own_budget,),
             episodes=scale.episodes,
             tensorboard=False,
         )

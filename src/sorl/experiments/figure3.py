@@ -132,7 +132,7 @@ def _time_decisions(built: Built, setting: Setting, advance: Callable[[], None])
     for method, algorithm in built:
         advance()
         if method != "sorl":
-            budgets = [algorithm.default_budget]
+            budgets = [algorithm.own_budget]
         elif algorithm.backprop_steps == TRAINED[-1]:
             budgets = [Budget(k, 1) for k in STEPS]
         else:

@@ -64,7 +64,7 @@ class Score:
     @property
     def own(self) -> bool:
         """Whether the budget is what the method does by itself."""
-        return self.budget == self.point.algorithm.default_budget
+        return self.budget == self.point.algorithm.own_budget
 
 
 def compare(out: Path | str, points: Sequence[Point], job: Job) -> list[Score]:

@@ -125,7 +125,7 @@ def points_of_algorithms(
     Args:
         chosen: the algorithms, each kind once.
         budgets: what each is evaluated at where its policy can serve it, beside the algorithm's
-            own `default_budget`.
+            `own_budget`.
 
     Raises:
         InputError: an algorithm is there twice, or none at all.

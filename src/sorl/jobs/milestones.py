@@ -6,6 +6,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -18,7 +19,8 @@ from sorl.console import Display
 from sorl.data.dataset import Dataset
 from sorl.data.shards import Shards
 from sorl.deployment.card import write_card
-from sorl.deployment.storage import policy_folder, save_policy
+from sorl.deployment.storage import policy_folder, read_policy, save_policy
+from sorl.errors import InputError
 from sorl.evaluation import Evaluation, Evaluator
 from sorl.interruption import Interruption, StoppedError
 from sorl.jobs.beside import BesideTraining
@@ -82,7 +84,7 @@ class Milestones:
         self._run.rewind(update)
         self._update = update
         if self.is_milestone(update):
-            self._release(update, state)  # a kill may have come between checkpoint and policies
+            self._release_missing(update, state)
         self._make_up(update, state)
         self._clock = time.perf_counter()
         return update, state
@@ -94,7 +96,7 @@ class Milestones:
         """
         if self._job.environment is None:
             # Whatever budgets the job names, the data are asked about the method's own alone.
-            rows, budgets = self._run.off_policy(), [str(self._algorithm.default_budget)]
+            rows, budgets = self._run.off_policy(), [str(self._algorithm.own_budget)]
         else:
             rows, budgets = self._run.evaluations(), [str(b) for b in self._job.budgets]
         wanted = {(*member, budget) for member in self._members for budget in budgets}
@@ -182,6 +184,16 @@ class Milestones:
             )
         self._write_cards()
 
+    def _release_missing(self, update: int, state: TrainingState) -> None:
+        """Write the policies of a restored milestone, which a kill may have prevented.
+
+        Those that are there stay, for a calibration may lie beside them.
+        """
+        if all(_has_policy(self._run.path, member, update) for member in self._members):
+            self._write_cards()
+        else:
+            self._release(update, state)
+
     def _write_cards(self) -> None:
         scores = self._run.evaluations()
         for member in self._members:
@@ -211,6 +223,7 @@ class Milestones:
         policies = _policies(self._algorithm, copied(state), self._units, platform.cpu())
         jax.block_until_ready(eqx.filter(policies, eqx.is_array))
         self._beside.start(update, functools.partial(self._roll_out, policies))
+        self._clock = time.perf_counter()  # nor waiting for the evaluation before
 
     def collect(self, *, wait: bool = False) -> None:
         """Write the scores of an evaluation beside training that has ended.
@@ -287,6 +300,13 @@ def restore_policies(run: Run, update: int) -> tuple[AbstractPolicy, tuple[Membe
     members = members_of(run.config["tasks"], run.config["seeds"])
     state, _ = checkpoint.restore(run.checkpoints, like_of(run.config), update)
     return _policies(algorithm, state, Units.parse(run.config.get("units"))), members
+
+
+def _has_policy(run: Path, member: Member, update: int) -> bool:
+    try:
+        return read_policy(policy_folder(run, member)).update == update
+    except InputError:  # missing or damaged
+        return False
 
 
 def _policies(

@@ -74,7 +74,7 @@ def finetune(
             f"{parent.path} was trained on images, and fine-tuning keeps its own rows as numbers, "
             "thirty-six kilobytes each and more: train on states, or offline."
         )
-    plan = finetuning.plan(algorithm.default_budget)
+    plan = finetuning.plan(algorithm.own_budget)
     skeleton = policy_skeleton(algorithm)
     check_budgets(skeleton, [plan.budget])
     first = _newest(parent)

@@ -79,7 +79,7 @@ def export(
         raise InputError("There is no budget to export: give at least one, such as 4x1.")
     for budget in asked:
         inference.check(policy.module, budget, Strategy(verifier=verifier, choice=choice))
-    own = policy.algorithm.default_budget
+    own = policy.algorithm.own_budget
     contents = Contents(
         policy.module,
         policy.spec,

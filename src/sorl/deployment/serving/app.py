@@ -208,7 +208,7 @@ def _order(asked: Mapping[str, Any], policy: Policy, arrival: float) -> Order:
             "deadline_ms chooses the budget and how it is spent: leave out "
             f"{', '.join(CHOSEN_BY_DEADLINE)}, or the deadline."
         )
-    own = policy.algorithm.default_budget
+    own = policy.algorithm.own_budget
     budget = Budget(asked.get("steps", own.steps), asked.get("best_of", own.best_of))
     strategy = Strategy(
         sampler=asked.get("sampler", "independent"),
@@ -287,7 +287,7 @@ def _described(batcher: Batcher, limits: Limits, max_body: int) -> dict[str, Any
         "seed": policy.member.seed,
         "update": policy.update,
         "budgets": {
-            "default": str(policy.algorithm.default_budget),
+            "default": str(policy.algorithm.own_budget),
             "compiled": [],
             "steps": steps,
             "max_best_of": limits.max_best_of

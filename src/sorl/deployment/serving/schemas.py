@@ -174,7 +174,7 @@ def request_model(batcher: Batcher, limits: Limits) -> type[BaseModel]:
     """What `POST /act` takes, with the very bounds of this policy and server."""
     policy = batcher.policy
     steps = servable_steps(policy, limits.max_steps)
-    size, own = policy.spec.observation_size, policy.algorithm.default_budget
+    size, own = policy.spec.observation_size, policy.algorithm.own_budget
     scored = isinstance(policy.module, AbstractScoredPolicy)
     samplers = servable_samplers(policy, steps)
     number = Annotated[float, Field(ge=-MAX_ENTRY, le=MAX_ENTRY, allow_inf_nan=False)]
