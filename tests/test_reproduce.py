@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ from sorl.experiments.scales import PAPER_ENVIRONMENTS, SCALES, Scale, scale
 from sorl.jobs.scoring import Scoring
 from sorl.launch.progress import Standing
 from sorl.launch.work import Work
+from sorl.report import statistics
 from sorl.runs import Run, locked
 from sorl.types import Budget, Spec
 
@@ -349,10 +351,47 @@ def test_the_page_tells_the_seeds_of_its_rows_which_may_be_fewer_than_the_scale_
     rows = made_rows(lambda row: 0.5, methods=("sorl", "fql"), budgets=SINGLE, seeds=2)
     machine = {"cores": 2, "devices": ["cpu"], "processor": "a processor"}
     config = {"machine": machine, "versions": {}, "created": "2026-11-24"}
-    results.keep(tmp_path, rows, results.origin_of(LAPTOP, [config]))
-    results.draw(tmp_path, "figure5", figure5.EXPERIMENT, LAPTOP)
+    origin = results.origin_of(figure5.EXPERIMENT, LAPTOP, rows, [config])
+    results.keep(tmp_path, rows, origin)
+    # What the rows were made at, whatever the scale of this name has become.
+    since = dataclasses.replace(LAPTOP, updates=1, episodes=1)
+    results.draw(tmp_path, "figure5", figure5.EXPERIMENT, since)
     assert LAPTOP.seeds == 3
-    assert " 2 seeds, 20 episodes for each budget" in (tmp_path / "README.md").read_text()
+    page = (tmp_path / "README.md").read_text()
+    assert " 2 seeds, 20 episodes for each budget" in page
+    assert "30,000 updates" in page
+    assert statistics.CAUTION in page
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (lambda folder: (folder / "rows.csv").unlink(), "holds 0 rows where origin.json tells of"),
+        (
+            lambda folder: (folder / "rows.csv").write_text(
+                "".join((folder / "rows.csv").read_text().splitlines(keepends=True)[:-1])
+            ),
+            "rows where origin.json tells of",
+        ),
+        (lambda folder: _replace(folder / "rows.csv", "success", "won"), "KeyError: 'success'"),
+        (lambda folder: _replace(folder / "origin.json", '"cores": 2', '"cores": null'), "TypeErr"),
+    ],
+)
+def test_damaged_results_are_refused_in_one_sentence(
+    damage: Callable[[Path], Any], expected: str, tmp_path: Path
+) -> None:
+    rows = made_rows(lambda row: 0.5, methods=("sorl", "fql"), budgets=SINGLE, seeds=2)
+    machine = {"cores": 2, "devices": ["cpu"], "processor": "a processor"}
+    config = {"machine": machine, "versions": {}, "created": "2026-11-24"}
+    origin = results.origin_of(figure5.EXPERIMENT, LAPTOP, rows, [config])
+    results.keep(tmp_path, rows, origin)
+    damage(tmp_path)
+    with pytest.raises(InputError, match=expected):
+        results.draw(tmp_path, "figure5", figure5.EXPERIMENT, LAPTOP)
+
+
+def _replace(path: Path, old: str, new: str) -> None:
+    path.write_text(path.read_text().replace(old, new))
 
 
 def table_rows(tasks: Sequence[int]) -> Rows:
@@ -373,6 +412,7 @@ def test_table_1_never_mixes_default_tasks_with_means_of_five() -> None:
     lines = one.splitlines()
     assert lines[2].startswith("| **cube-single-play**, default task (2) | 0% [0, 0] | 5% [5, 5] |")
     assert lines[3].startswith("| cube-single-play, default task (2), *published* |  | 85 |")
+    assert lines[4].startswith("| cube-single-play, mean of five tasks, *published* | 5 | 83 |")
     five = table1.table(table_rows((1, 2, 3, 4, 5)), scale("paper")).splitlines()
     assert "mean of five tasks | 0% [0, 0]" in five[2]
     assert five[3].startswith("| cube-single-play, mean of five tasks, *published* | 5 | 83 | 91 |")
@@ -383,11 +423,40 @@ def test_table_1_never_mixes_default_tasks_with_means_of_five() -> None:
 
 
 def test_table_1_orders_the_methods_and_says_how_sure_it_is() -> None:
-    order, published, means, chances = table1.findings(table_rows((2,)), LAPTOP)
-    assert order.startswith("cube-single-play: SORL 50%, FQL 45%")
-    assert published.startswith("cube-single-play, published order: SORL 97 ± 1, FQL 96, IDQL 95")
+    order, same, five, means, chances = table1.findings(table_rows((2,)), LAPTOP)
+    assert order.startswith("cube-single-play, default task (2): SORL 50%, FQL 45%")
+    assert same.startswith("cube-single-play, default task (2), published: FQL 97, IQL 85")
+    assert five.startswith("cube-single-play, mean of five tasks, published: SORL 97 ± 1, FQL 96")
     assert "SORL 50% [50, 50]" in means
     assert chances.count("100% [100, 100]") == 10
+
+
+def test_table_1_has_no_statistic_over_fewer_tasks_than_the_others() -> None:
+    cube = table_rows((2,)).rows
+    elsewhere = [{**r, "environment": "scene-play"} for r in cube if r["method"] != "sorl"]
+    *_, means, left_out = table1.findings(Rows([*cube, *elsewhere]), LAPTOP)
+    assert means.startswith("Interquartile means over all runs and tasks: BC 0%")
+    assert "FQL 45%" in means
+    assert "SORL" not in means
+    assert left_out.endswith("left out of what is over all tasks: SORL on scene-play.")
+    figure = table1.draw(Rows([*cube, *elsewhere]), "note")
+    assert len(figure.axes[-1].lines) == len(table1.METHODS) - 1
+    assert len(figure.axes[-1].collections) == 1, "the best of the others has a band"
+
+
+def test_table_1_has_sorl_at_every_budget_that_was_scored() -> None:
+    [made] = [one for one in table1.cells(LAPTOP) if one.name.startswith("sorl-cube")]
+    budgets = {str(b) + str(s.choice) for s in made.scorings for b in s.budgets}
+    assert budgets == {"1x1own", "2x1own", "4x1own", "8x1own", "8x8best", "8x8typical-2"}
+    ways = [*SINGLE, (8, 8, "best"), (8, 8, "typical-2")]
+    rows = made_rows(
+        lambda row: (row["steps"] + 50 * (row["choice"] == "best")) / 100, budgets=ways
+    )
+    text = table1.table(rows, LAPTOP)
+    [head] = [line for line in text.splitlines() if line.startswith("| SORL |")]
+    assert head == "| SORL | 1x1 | 2x1 | 4x1 | 8x1 | 8x8, best | 8x8, typical-2 |"
+    values = "1% [1, 1] | 2% [2, 2] | 4% [4, 4] | 8% [8, 8] | 58% [58, 58] | 8% [8, 8] |"
+    assert f"| cube-single-play, default task (2) | {values}" in text
 
 
 def test_table_2_has_a_line_for_each_task() -> None:
@@ -459,7 +528,7 @@ def target(world: World, monkeypatch: pytest.MonkeyPatch) -> list[int]:
             for rate in (0.1, 0.2)
         ]
 
-    def measure(setting: Any, on_progress: Any) -> list[dict[str, Any]]:
+    def measure(setting: Any, on_progress: Any, folder: Path) -> list[dict[str, Any]]:
         measured.append(setting.value)
         on_progress(1, 1)
         return [{"environment": "none", "task": 0, "seed": 0, "update": 0, "value": setting.value}]
@@ -468,7 +537,7 @@ def target(world: World, monkeypatch: pytest.MonkeyPatch) -> list[int]:
         title="A figure",
         published="It rises.",
         cells=cells,
-        measurement=Measurement(lambda scale: [Knob(7)], measure),
+        measurement=Measurement(lambda scale: [Knob(7)], measure, lambda setting: 1e9),
         draw=lambda rows, note: figure1.draw(rows.where(steps=3.0), note),
         findings=lambda rows, scale: [f"{len(rows.rows)} rows"],
     )
@@ -478,6 +547,7 @@ def target(world: World, monkeypatch: pytest.MonkeyPatch) -> list[int]:
         LAPTOP, updates=6, evaluate_every=2, batch_size=8, episodes=2, generated=None
     )
     monkeypatch.setattr("sorl.experiments.scales.SCALES", {"laptop": small})
+    monkeypatch.setattr("sorl.experiments.reproduce.locate", lambda name, *, folder: None)
 
     def launch(works: Sequence[Work], **_: Any) -> list[Standing]:
         for work in works:
@@ -534,8 +604,51 @@ def test_the_command_makes_what_is_missing_and_draws_from_rows_alone(
     assert [" done " in line for line in told.splitlines() if line.startswith("  tiny-")] == [
         True
     ] * 2
-    assert "figure1: 1 of 1 measurements made" in told
+    assert "figure1: 1 of 1 measurements made; the others take 0 GFLOP, 0:00:00" in told
+    # Two runs of three evaluations, two tasks and two seeds; a member is a number and its update.
+    assert "Their checkpoints take 0.0 GB" in told
     assert tree(out) == before
+
+
+def test_published_data_are_fetched_before_any_run_into_the_folder_that_is_named(
+    target: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, Path]] = []
+
+    def locate(name: str, *, folder: Path) -> None:
+        asked.append((name, folder))
+
+    monkeypatch.setattr("sorl.experiments.reproduce.locate", locate)
+    launched: list[Work] = []
+
+    def launch(works: Sequence[Work], **_: Any) -> list[Standing]:
+        launched.extend(works)
+        return [Standing(work, "stopped") for work in works]
+
+    monkeypatch.setattr("sorl.launch.local.launch", launch)
+    data = tmp_path / "published"
+    command = ["reproduce", "figure1", "--out", str(tmp_path / "out")]
+    assert cli.run([*command, "--data", str(data)]) == 0
+    name = EnvironmentName.parse(ENVIRONMENT).dataset
+    assert asked == [(name, data)]
+    assert {work.job.data for work in launched} == {data / f"{name}.npz"}
+    monkeypatch.setattr("sorl.data.sources.DEFAULT_FOLDER", Path("~/usual"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cli.run(command) == 0
+    assert asked[1:] == [(name, tmp_path / "usual")]
+
+
+def test_what_a_measurement_lacks_is_said_before_any_run(
+    target: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ot", None)
+    theorem = experiment("theorem2").measurement
+    assert theorem is not None
+    made = dataclasses.replace(experiment("figure1"), measurement=theorem)
+    monkeypatch.setattr("sorl.experiments.reproduce.experiment", lambda target: made)
+    task = Reproduction(("figure1",), LAPTOP, tmp_path, tmp_path, tmp_path)
+    with pytest.raises(InputError, match=r"install sorl\[reproduce\]"):
+        reproduce(task, lambda works: pytest.fail("was launched"), lambda doing: nullcontext())  # pyright: ignore[reportArgumentType]
 
 
 def test_runs_of_other_data_are_not_drawn_as_those_of_the_folder_that_is_named(
@@ -674,6 +787,37 @@ def test_all_means_every_target() -> None:
         scale("huge")
 
 
+def test_times_of_another_machine_or_version_are_not_taken(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from sorl import provenance
+    from sorl.experiments import figure3
+
+    def pieces() -> Path:
+        task = Reproduction(("figure3",), LAPTOP, tmp_path, tmp_path, tmp_path)
+        [piece] = task.pieces("figure3")
+        return piece.path
+
+    here = pieces()
+    assert pieces() == here
+    monkeypatch.setattr(provenance, "processor", lambda: "another")
+    there = pieces()
+    monkeypatch.setattr(figure3, "cores", lambda: 1000)
+    monkeypatch.setattr(provenance, "versions", dict)
+    assert len({here, there, pieces()}) == 3
+
+
+def test_flops_of_figure_3_are_those_of_its_updates() -> None:
+    from sorl.experiments import figure3
+
+    setting = figure3.Setting((4,), 4, seeds=2, updates=3, turns=5, calls=2)
+    methods = dict(figure3._methods(setting))  # SORL's last is that of the largest M^BTT
+    one = cost.flops_of_update(methods["sorl"], Spec(28, 5), 4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figure3, "_methods", lambda setting: [("sorl", methods["sorl"])])
+        assert figure3.flops(setting) == 3 * 2 * 6 * one
+
+
 def test_figure_3_times_what_it_says() -> None:
     from sorl.experiments import figure3
 
@@ -683,7 +827,9 @@ def test_figure_3_times_what_it_says() -> None:
         patch.setattr(figure3, "TRAINED", (1, 2))
         patch.setattr(figure3, "STEPS", (1, 2))
         seen: list[tuple[int, int]] = []
-        rows = Rows(figure3.measure(small, lambda done, total: seen.append((done, total))))
+        rows = Rows(
+            figure3.measure(small, lambda done, total: seen.append((done, total)), Path("none"))
+        )
         assert seen[-1][0] == seen[-1][1] == len(seen)
         training = rows.where(phase="training")
         assert [(r["method"], r["backprop_steps"]) for r in training.rows] == [

@@ -22,7 +22,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import spearmanr
 
 import numpy_networks as slow
-from sorl import flows
+from sorl import checkpoint, flows
 from sorl.algorithms.sorl import SORL
 from sorl.errors import InputError
 from sorl.experiments.theorem2 import (
@@ -31,6 +31,7 @@ from sorl.experiments.theorem2 import (
     findings,
     lipschitz,
     measure,
+    measuring,
     settings,
     summary,
     training,
@@ -415,7 +416,7 @@ def test_seen_lipschitz_constant_is_below_the_proven_one(network, rng):
 def test_training_is_adam_on_sorls_own_losses():
     """Three updates, done again from the loss, by Optax and plain averages."""
     setting = dataclasses.replace(TINY, updates=(1, 3), batch_size=16)
-    found = [velocity.network for _, velocity in training.trained(setting)]
+    found = [state.actor for _, state in training.trained(setting)]
     sorl = SORL(discretization=8, backprop_steps=1, hidden=(32, 32), learning_rate=1e-3)
     key, init_key = jax.random.split(jax.random.key(0))
     actor = target = sorl.init(Spec(1, 2), key=init_key).actor
@@ -446,11 +447,52 @@ def test_training_is_adam_on_sorls_own_losses():
 def test_laptop_trainings_are_cut_into_chunks_that_are_counted(monkeypatch):
     monkeypatch.setattr(training, "CHUNK", 2)
     monkeypatch.setattr(training, "_train", lambda sorl, rows, state, *rest: state)
-    calls = []
     setting = dataclasses.replace(TINY, updates=(3, 4, 9))
-    updates = [updates for updates, _ in training.trained(setting, lambda: calls.append(1))]
-    assert updates == [3, 4, 9]
-    assert len(calls) == training.chunks(setting) == 2 + 1 + 3
+    ends = [updates for updates, _ in training.trained(setting)]
+    assert ends == [2, 3, 4, 6, 8, 9]
+    for place, done in enumerate([0, *ends]):
+        assert training.chunks(setting, done) == 6 - place
+        later = training.trained(setting, (done, training.fresh(setting)))
+        assert [updates for updates, _ in later] == ends[place:]
+
+
+def test_flops_equal_the_count_by_hand():
+    """Of both losses forward and backward, but into no input, and two half steps of the target."""
+    setting = dataclasses.replace(TINY, updates=(2, 7), batch_size=16)
+    weights = [
+        leaf for leaf in jax.tree.leaves(training.fresh(setting).actor) if jnp.ndim(leaf) == 2
+    ]
+    first, *others = [weight.size for weight in weights]
+    forward, backward = first + sum(others), first + 2 * sum(others)
+    assert training.flops(setting) == 7 * 16 * 2 * (2 * (forward + backward) + 2 * forward)
+
+
+class KilledError(Exception):
+    """Stands for whatever ends a process."""
+
+
+@pytest.mark.parametrize("at", [1, 2, 5, 8])
+def test_a_measurement_that_was_stopped_goes_on_to_the_same_rows(at, monkeypatch, tmp_path):
+    monkeypatch.setattr(training, "CHUNK", 2)
+    monkeypatch.setattr(measuring, "CHECKPOINT_SECONDS", 0.0)
+    setting = dataclasses.replace(TINY, updates=(3, 5), samples=20, transport_samples=10)
+    whole = measure(setting)
+    said = []
+
+    def stop(done, total):
+        said.append((done, total))
+        if len(said) == at:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        measure(setting, stop, tmp_path / "kept")
+    trained = [end for end in (checkpoint.latest(tmp_path / "kept"),) if end]
+    counted = []
+    found = measure(setting, lambda done, total: counted.append((done, total)), tmp_path / "kept")
+    assert found == whole
+    assert counted[-1][0] == counted[-1][1] == said[0][1]
+    assert len(counted) == said[0][1] - counted[0][0] + 1
+    assert bool(trained) == (counted[0][0] > 1), "what was saved is not done again"
 
 
 @pytest.fixture(scope="module")

@@ -49,14 +49,15 @@ def machine() -> dict[str, Any]:
 
     return {
         "system": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": cores(),
         "memory_gib": _memory_gib(),
         "devices": [device.device_kind for device in jax.devices()],
     }
 
 
-def _processor() -> str:
+def processor() -> str:
+    """What this machine's processor calls itself."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

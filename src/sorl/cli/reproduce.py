@@ -43,7 +43,8 @@ def _reproduce(
         scale: paper (1M updates, 4 x 512 units, 8 environments), gpu-hour (about an hour of one
             modern GPU for a figure) or laptop (about half an hour of two cores).
         out: folder of runs and measurements.
-        data: folder of data sets, made there where they are missing; without it OUT/data.
+        data: folder of data sets, made there where they are missing, or at scale paper downloaded;
+            without it OUT/data, or ~/.ogbench/data.
         results: folder of the results; without it OUT/SCALE.
         plan: only tell the runs, what is done, and what they cost here.
         redraw: draw from the rows in the results alone; nothing is run.
@@ -54,15 +55,17 @@ def _reproduce(
     """
     from sorl import files
     from sorl.console import show_progress
+    from sorl.data.sources import DEFAULT_FOLDER
     from sorl.experiments import reproduce
     from sorl.experiments.scales import scale as scale_of
     from sorl.runs import locked
 
+    size = scale_of(scale)
     task = reproduce.Reproduction(
         targets=reproduce.chosen(targets),
-        scale=scale_of(scale),
+        scale=size,
         store=out,
-        data=out / "data" if data is None else data,
+        data=data or (DEFAULT_FOLDER.expanduser() if size.generated is None else out / "data"),
         results=out / scale if results is None else results,
     )
     if plan:
@@ -102,7 +105,7 @@ def _plan(task: Reproduction) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from sorl.experiments import cost
+    from sorl.experiments import cost, experiment
     from sorl.launch.local import slots_here
     from sorl.launch.progress import updates_done
 
@@ -111,14 +114,17 @@ def _plan(task: Reproduction) -> None:
     table = Table(box=SIMPLE_HEAD)
     for head in ("run", "varied", "seeds", "tasks", "updates done", "cost", "time left here"):
         table.add_column(head, justify="left" if head in ("run", "varied") else "right")
-    rate = cost.seconds_per_flop(cells[0]) if cells else 0.0
-    total = left = 0.0
+    pieces = {target: task.pieces(target) for target in task.targets}
+    usual = (cells or experiment("figure1").cells(task.scale))[0]
+    rate = cost.seconds_per_flop(usual) if cells or any(pieces.values()) else 0.0
+    total = left = disk = 0.0
     for cell, work in zip(cells, works, strict=True):
         flops = cost.flops_of_run(cell)
         whole = work.done()
         done = work.job.updates if whole else updates_done(work)[0]
         seconds = rate * flops * (1 - done / work.job.updates)
         total, left = total + flops, left + seconds
+        disk += cost.checkpoint_bytes(cell)
         table.add_row(
             cell.name,
             cell.varied,
@@ -135,12 +141,18 @@ def _plan(task: Reproduction) -> None:
         print(
             f"{len(cells)} runs, {cost.readable(total)}; {cost.duration(left)} of training left "
             "at the rate that the first run's program reaches here, all cores taken together "
-            f"({1e-9 / rate:,.0f} GFLOP/s); {places} run at a time. Evaluation comes on top."
+            f"({1e-9 / rate:,.0f} GFLOP/s); {places} run at a time. Evaluation comes on top. "
+            f"Their checkpoints take {disk / 1e9:,.1f} GB."
         )
-    for target in task.targets:
-        pieces = task.pieces(target)
-        if pieces:
-            print(f"{target}: {sum(p.done() for p in pieces)} of {len(pieces)} measurements made")
+    for target, mine in pieces.items():
+        measurement = experiment(target).measurement
+        if mine and measurement is not None:
+            remaining = sum(measurement.flops(p.setting) for p in mine if not p.done())
+            print(
+                f"{target}: {sum(p.done() for p in mine)} of {len(mine)} measurements made; the "
+                f"others take {cost.readable(remaining)}, {cost.duration(rate * remaining)} at "
+                "that rate, one after the other on this machine."
+            )
 
 
 def _write_slurm(task: Reproduction, options: Sequence[str]) -> None:

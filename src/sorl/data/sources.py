@@ -93,7 +93,7 @@ def load_dataset(
             f"No data are known to belong to {environment}: name them, for example --data mine.npz."
         )
     if name is not None:
-        path = _locate(name.dataset, validation=validation, folder=folder)
+        path = locate(name.dataset, validation=validation, folder=folder)
     else:
         raise InputError("Give the name of an environment, a data file, or both.")
 
@@ -166,8 +166,17 @@ def task_numbers(name: EnvironmentName | None, tasks: Sequence[int] | None) -> t
     return numbers
 
 
-def _locate(dataset: str, *, validation: bool, folder: Path | None) -> Path:
-    """The file in the local folder, downloaded if it is not there."""
+def locate(dataset: str, *, validation: bool = False, folder: Path | None = None) -> Path:
+    """The published file of a data set in a local folder, downloaded if it is not there.
+
+    Args:
+        dataset: for example `cube-single-play-v0`.
+        validation: its validation set instead.
+        folder: the folder; None means `DEFAULT_FOLDER`.
+
+    Raises:
+        InputError: it is not there and cannot be downloaded.
+    """
     import ogbench.utils
 
     from sorl.data.generate.protocols import PROTOCOLS
@@ -208,7 +217,7 @@ def rules_of_kept_rewards(
     own = environment is not None and is_own(environment)
     name = None if environment is None or own else EnvironmentName.parse(environment)
     if data is None and name is not None:
-        data = _locate(name.dataset, validation=False, folder=None)
+        data = locate(name.dataset)
     elif data is None:
         data = environment
     sources = [data] if isinstance(data, str | Path) else list(data or ())

@@ -3,7 +3,7 @@
 Two experiments that need the same run name the same folder, so it is trained once; what each wants
 scored beyond the run's own evaluations is added to it.
 
-    store/data/                      data sets, where none are named
+    store/data/                      data sets that are generated, where no folder is named
     store/runs/<cell>/run/           an ordinary run
     store/runs/<cell>/work.json      what it takes to make it
 """
@@ -157,9 +157,6 @@ def merged(cells: Iterable[Cell]) -> list[Cell]:
     return list(found.values())
 
 
-def data_files(cells: Iterable[Cell], folder: Path) -> Mapping[str, Path | None]:
-    """By data set its file in `folder`, or None where the scale takes the published one."""
-    return {
-        one.dataset: None if one.scale.generated is None else folder / f"{one.dataset}.npz"
-        for one in cells
-    }
+def data_files(cells: Iterable[Cell], folder: Path) -> Mapping[str, Path]:
+    """By data set its file in `folder`."""
+    return {one.dataset: folder / f"{one.dataset}.npz" for one in cells}

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -49,19 +49,40 @@ def flops_of_run(cell: Cell) -> float:
 @functools.cache
 def flops_of_update(algorithm: AbstractAlgorithm[Any], spec: Spec, batch_size: int) -> float:
     """FLOPs of the matrix products of one update of one member, in the mean over updates."""
-
     key = jax.random.key(0)
-    state = eqx.filter_eval_shape(lambda: algorithm.init(spec, key=key))
     batch = eqx.filter_eval_shape(lambda: _batch(spec, batch_size))
-    arrays, static = eqx.partition(state, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
 
-    def flat(arrays: Any, batch: Any, index: Any, key: Any) -> Any:
-        return eqx.filter(
-            algorithm.update(eqx.combine(arrays, static), batch, index, key=key), eqx.is_array
-        )
+    def update(state: Any, batch: Any, index: Any, key: Any) -> Any:
+        return algorithm.update(state, batch, index, key=key)
 
-    program = jax.make_jaxpr(flat)(arrays, batch, jnp.int32(0), key)
-    return _flops(program.jaxpr)
+    return flops_of(update, _state(algorithm, spec), batch, jnp.int32(0), key)
+
+
+def flops_of(function: Callable[..., Any], *arguments: Any) -> float:
+    """FLOPs of the matrix products of a call, in which a loop of unknown length counts once.
+
+    Args:
+        function: what JAX can trace.
+        *arguments: of it; arrays in them may be `jax.ShapeDtypeStruct`s.
+    """
+
+    def traced(leaf: Any) -> bool:
+        return eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)
+
+    arrays, static = eqx.partition(arguments, traced)
+
+    def flat(arrays: Any) -> Any:
+        return eqx.filter(function(*eqx.combine(arrays, static)), eqx.is_array)
+
+    return _flops(jax.make_jaxpr(flat)(arrays).jaxpr)
+
+
+def checkpoint_bytes(cell: Cell) -> float:
+    """Bytes on the disk of the checkpoints that a run keeps: one for each of its evaluations."""
+    leaves = jax.tree.leaves(_state(cell.algorithm, _spec(cell)))
+    arrays = (leaf for leaf in leaves if isinstance(leaf, jax.ShapeDtypeStruct))
+    one = sum(leaf.size * leaf.dtype.itemsize for leaf in arrays)
+    return one * cell.seeds * len(cell.tasks) * (cell.scale.updates // cell.scale.evaluate_every)
 
 
 def seconds_per_flop(cell: Cell, *, updates: int = 20) -> float:
@@ -103,6 +124,11 @@ def duration(seconds: float) -> str:
 def _spec(cell: Cell) -> Spec:
     found = (sizes for start, sizes in SIZES.items() if cell.dataset.startswith(start))
     return Spec(*next(found, _OTHERWISE))
+
+
+def _state(algorithm: AbstractAlgorithm[Any], spec: Spec) -> Any:
+    """Shapes of a member's state."""
+    return eqx.filter_eval_shape(lambda: algorithm.init(spec, key=jax.random.key(0)))
 
 
 def _batch(spec: Spec, size: int) -> Transition:

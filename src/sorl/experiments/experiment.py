@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sorl.experiments.cells import Cell
@@ -15,9 +16,16 @@ if TYPE_CHECKING:
 
 OnProgress = Callable[[int, int], None]
 
+MeasureSetting = Callable[[Any, OnProgress, Path], list[Row]]
+"""Measures a setting; may keep in the folder what it needs to go on after having been stopped."""
+
 
 def _none(scale: Scale) -> list[Any]:
     return []
+
+
+def _nothing() -> None:
+    pass
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,10 +36,14 @@ class Measurement:
         settings: what is measured at a scale: frozen dataclasses of plain values, each of which
             is measured once and kept.
         measure: measures one of them.
+        flops: of the matrix products of one of them, in training.
+        check: raises `InputError` where something that measuring needs is not installed.
     """
 
     settings: Callable[[Scale], Sequence[Any]]
-    measure: Callable[[Any, OnProgress], list[Row]]
+    measure: MeasureSetting
+    flops: Callable[[Any], float]
+    check: Callable[[], None] = _nothing
 
 
 @dataclasses.dataclass(frozen=True)

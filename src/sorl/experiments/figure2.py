@@ -39,14 +39,15 @@ def cells(scale: Scale) -> list[Cell]:
             tasks,
             "sorl",
             backprop_steps=trained,
-            scorings=_scorings(trained, scale),
+            scorings=scorings(trained, scale),
         )
         for dataset, tasks in scale.environments.items()
         for trained in TRAINED
     ]
 
 
-def _scorings(trained: int, scale: Scale) -> tuple[Scoring, ...]:
+def scorings(trained: int, scale: Scale) -> tuple[Scoring, ...]:
+    """One candidate in every number of steps, and several in more steps than M^BTT."""
     # Where the paper has stars; for the largest M^BTT, which has none, its own steps.
     beyond = tuple(k for k in STEPS if k > trained) or STEPS[-1:]
     budgets = tuple(Budget(k, BEST_OF) for k in beyond)

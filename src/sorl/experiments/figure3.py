@@ -2,26 +2,31 @@
 
 Speed does not depend on what the data say, so synthetic data of cube-single's sizes serve. The
 methods take turns (A B C A B C ...), so that a machine whose speed changes changes all of them;
-the first turn, which compiles, does not count.
+the first turn, which compiles, does not count. Times belong to a machine: on another processor or
+number of cores, and with another version of JAX or sorl, they are measured anew.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sorl import algorithms
+from sorl import algorithms, provenance
 from sorl.experiments import looks
+from sorl.experiments.cost import flops_of_update
 from sorl.experiments.experiment import Experiment, Measurement, OnProgress
 from sorl.experiments.figure1 import STEPS
 from sorl.experiments.figure2 import TRAINED
 from sorl.experiments.rows import Row, Rows
 from sorl.experiments.scales import Scale
 from sorl.experiments.table1 import METHODS
+from sorl.platform import cores
 from sorl.types import Budget, Spec
 
 if TYPE_CHECKING:
@@ -44,6 +49,7 @@ class Setting:
         updates: updates of one turn.
         turns: timed turns of each method.
         calls: timed decisions of each method and number of steps.
+        where: the processor, the number of cores, and versions.
     """
 
     hidden: tuple[int, ...]
@@ -52,6 +58,7 @@ class Setting:
     updates: int
     turns: int
     calls: int
+    where: tuple[str, ...] = ()
 
 
 def settings(scale: Scale) -> list[Setting]:
@@ -64,8 +71,24 @@ def settings(scale: Scale) -> list[Setting]:
             updates=min(500, scale.updates // 600),
             turns=5,
             calls=200,
+            where=_here(),
         )
     ]
+
+
+def _here() -> tuple[str, ...]:
+    # Not JAX's devices: asking for them would take a GPU's memory from the runs.
+    versions = provenance.versions()
+    named = (f"{name} {versions.get(name)}" for name in ("jax", "jaxlib", "sorl"))
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    return (provenance.processor(), f"{cores()} cores", platforms, *named)
+
+
+def flops(setting: Setting) -> float:
+    """FLOPs of the matrix products of all timed updates."""
+    spec = Spec(OBSERVATION, ACTION)
+    every = (flops_of_update(made, spec, setting.batch_size) for _, made in _methods(setting))
+    return sum(every) * setting.updates * setting.seeds * (setting.turns + 1)
 
 
 def size(scale: Scale) -> str:
@@ -78,15 +101,22 @@ def size(scale: Scale) -> str:
     )
 
 
-def measure(setting: Setting, on_progress: OnProgress) -> list[Row]:
-    """Microseconds of an update of one seed, and milliseconds of a decision."""
-    # SORL for every M^BTT stands in the figure beside every other method.
+def _methods(setting: Setting) -> Built:
+    """SORL for every M^BTT, then every other method."""
     methods = [("sorl", {"backprop_steps": trained}) for trained in TRAINED]
     methods += [(method, {}) for method in METHODS if method != "sorl"]
-    built = [
+    return [
         (method, algorithms.get(method)(**{"hidden": setting.hidden, **values}))
         for method, values in methods
     ]
+
+
+def measure(setting: Setting, on_progress: OnProgress, folder: Path) -> list[Row]:
+    """Microseconds of an update of one seed, and milliseconds of a decision.
+
+    Nothing is kept in the folder: what is compared is timed in one go.
+    """
+    built = _methods(setting)
     total = len(built) * (setting.turns + 2)
     done = 0
 
@@ -237,7 +267,7 @@ def findings(rows: Rows, scale: Scale) -> list[str]:
 EXPERIMENT = Experiment(
     title="Figure 3: run time",
     published="Training time grows with M^BTT and inference time with M^inf.",
-    measurement=Measurement(settings, measure),
+    measurement=Measurement(settings, measure, flops),
     size=size,
     draw=draw,
     findings=findings,

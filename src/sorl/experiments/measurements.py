@@ -1,4 +1,9 @@
-"""Measurements, each made once and kept: a file of rows named after what was measured."""
+"""Measurements, each made once and kept: a file of rows named after what was measured.
+
+store/measurements/<target>-<digest>.csv     the rows
+store/measurements/<target>-<digest>.json    setting, versions, machine and date
+store/measurements/<target>-<digest>/        what an unfinished one goes on from
+"""
 
 from __future__ import annotations
 
@@ -47,17 +52,20 @@ def pieces(store: Path, target: str, measurement: Measurement, scale: Scale) -> 
 
 
 def measure(piece: Piece, measurement: Measurement, on_progress: OnProgress) -> None:
-    """Measure one setting and keep the rows.
+    """Measure one setting, or go on with it, and keep the rows.
 
     Raises:
         InputError: the files cannot be written, or whatever the measurement raises.
     """
-    rows = measurement.measure(piece.setting, on_progress)
+    unfinished = piece.path.with_suffix("")
+    rows = measurement.measure(piece.setting, on_progress, unfinished)
     with files.explained("create", piece.path.parent):
         piece.path.parent.mkdir(parents=True, exist_ok=True)
     tables.write_rows(piece.path, rows)
     origin = {"setting": dataclasses.asdict(piece.setting), **provenance.provenance()}
     files.write_json(piece.origin, origin)
+    if unfinished.exists():
+        files.remove_folder(unfinished)
 
 
 def rows(found: list[Piece]) -> Iterator[Row]:

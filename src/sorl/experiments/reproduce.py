@@ -14,6 +14,7 @@ from sorl import files
 from sorl.data.archive import ArchiveReader
 from sorl.data.generate import generate
 from sorl.data.generate import show_progress as show_generation
+from sorl.data.sources import locate
 from sorl.errors import InputError
 from sorl.experiments import TARGETS, experiment, measurements, results, rows, trained_data
 from sorl.experiments.cells import Cell, data_files, merged
@@ -37,7 +38,7 @@ class Reproduction:
         targets: names in `TARGETS`, each once.
         scale: the scale.
         store: folder of runs and measurements.
-        data: folder of generated data sets.
+        data: folder of the data sets.
         results: folder of the results, one folder a target in it.
     """
 
@@ -95,9 +96,14 @@ def reproduce(
         How the runs stand, and the targets that were drawn.
 
     Raises:
-        InputError: see `prepare_data`, or whatever a measurement raises.
+        InputError: a measurement needs what is not installed, see `prepare_data`, or whatever
+            a measurement raises.
         WorkerError: see `prepare_data`.
     """
+    for target in task.targets:
+        measurement = experiment(target).measurement
+        if measurement is not None:
+            measurement.check()  # before hours of training
     cells = task.cells()
     works = prepare_data(task, cells, progress)
     standings = list(launch(works)) if works else []
@@ -123,23 +129,27 @@ def reproduce(
 
 
 def prepare_data(task: Reproduction, cells: Sequence[Cell], progress: Progress) -> list[Work]:
-    """Generate the data sets that runs lack, and check those that are there.
+    """Generate or download the data sets that runs lack, and check those that are there.
 
     Returns:
         The works of the cells, whose runs, where they are there, are of these data.
 
     Raises:
-        InputError: a data set that cannot be generated, a folder that cannot be written, a file of
-            another size than the scale's, or of other data than a run was trained on.
+        InputError: a data set that cannot be generated or downloaded, a folder that cannot be
+            written, a file of another size than the scale's, or of other data than a run was
+            trained on.
         WorkerError: the process that loads a file died.
     """
     works = task.works(cells)
     for path in data_files(cells, task.data).values():
-        if path is not None and path.exists():
+        if path.exists() and task.scale.generated is not None:
             _check_episodes(path, task.scale)
     lacking = [cell for cell, work in zip(cells, works, strict=True) if not work.done()]
     for name, path in data_files(lacking, task.data).items():
-        if path is not None and not path.exists():
+        # Here and not by the runs, which may be on machines without the internet.
+        if task.scale.generated is None:
+            locate(name, folder=path.parent)
+        elif not path.exists():
             with show_generation() as on_progress:
                 generate(
                     name, out=path.parent, episodes=task.scale.generated, on_progress=on_progress
@@ -164,13 +174,13 @@ def keep(task: Reproduction, target: str) -> None:
     """Collect the rows of a target whose runs and measurements are all there."""
     mine = merged(experiment(target).cells(task.scale))
     folders = [work.run for work in task.works(mine)]
-    found = list(rows.collect(zip(mine, folders, strict=True)).rows)
     pieces = task.pieces(target)
-    found += measurements.rows(pieces)
+    collected = rows.collect(zip(mine, folders, strict=True))
+    found = rows.Rows([*collected.rows, *measurements.rows(pieces)])
     made: list[Mapping[str, Any]] = [Run.open(folder).config for folder in folders]
     made += [files.read_json(piece.origin) for piece in pieces]
-    folder = task.results / target
-    results.keep(folder, rows.Rows(found), results.origin_of(task.scale, made))
+    origin = results.origin_of(experiment(target), task.scale, found, made)
+    results.keep(task.results / target, found, origin)
 
 
 def redraw(task: Reproduction, target: str) -> None:

@@ -1,11 +1,13 @@
 """What a target leaves: rows, figure, and a page that says what they show and where they come from.
 
     rows.csv         everything the figure and the findings are made of
-    origin.json      scale, machines, dates, versions
+    origin.json      scale, its size, machines, dates, versions
     figure.png       where the target has a figure
     README.md        the page
 
-The page and the figure are made of the other two alone, so they can be made again without any run.
+The page and the figure are made of the other two alone, so they can be made again without any run,
+and tell the sizes that the rows were made at, also when a scale's have changed since. Tables 3 to 5
+have no rows: they are of the code as it is.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from sorl.experiments import rows as rows_module
 from sorl.experiments.experiment import Experiment
 from sorl.experiments.rows import Rows
 from sorl.experiments.scales import Scale
+from sorl.report.statistics import CAUTION, FEW_RUNS
 
 ROWS, ORIGIN, FIGURE, PAGE = "rows.csv", "origin.json", "figure.png", "README.md"
 
@@ -40,7 +43,7 @@ def draw(folder: Path, target: str, experiment: Experiment, scale: Scale) -> Non
     """Make figure and page from the kept rows and origin.
 
     Raises:
-        InputError: they are not there, damaged, or of another scale.
+        InputError: they are not there, damaged, of another version or of another scale.
     """
     if not (folder / ORIGIN).exists():
         raise InputError(
@@ -54,11 +57,31 @@ def draw(folder: Path, target: str, experiment: Experiment, scale: Scale) -> Non
             "that scale, or another --results."
         )
     rows = rows_module.read(folder / ROWS)
-    parts = [f"# {experiment.title}", _note(experiment, scale, origin, rows)]
-    if experiment.draw is not None:
-        figure = experiment.draw(
-            rows, "\n".join((experiment.title, _short_note(experiment, scale, origin)))
+    if origin.get("rows") != len(rows.rows):
+        raise InputError(
+            f"{folder / ROWS} holds {len(rows.rows)} rows where {ORIGIN} tells of "
+            f"{origin.get('rows')}: make them anew without --redraw."
         )
+    try:
+        _draw(folder, target, experiment, scale, origin, rows)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise InputError(
+            f"The results in {folder} are damaged or of another version ({type(error).__name__}: "
+            f"{error}): make them anew without --redraw."
+        ) from error
+
+
+def _draw(
+    folder: Path,
+    target: str,
+    experiment: Experiment,
+    scale: Scale,
+    origin: Mapping[str, Any],
+    rows: Rows,
+) -> None:
+    parts = [f"# {experiment.title}", _note(experiment, origin, rows)]
+    if experiment.draw is not None:
+        figure = experiment.draw(rows, "\n".join((experiment.title, _short_note(origin))))
         temporary = folder / f".saving-{FIGURE}"
         with files.explained("write", folder / FIGURE):
             figure.savefig(temporary, format="png", dpi=110)
@@ -71,15 +94,22 @@ def draw(folder: Path, target: str, experiment: Experiment, scale: Scale) -> Non
         found = "\n".join(f"* {sentence}" for sentence in experiment.findings(rows, scale))
         parts.append(f"**Here.**\n\n{found}")
     command = f"sorl reproduce {target} --scale {scale.name}"
-    parts.append(f"Made by `{command}`; drawn again from {ROWS} by `{command} --redraw`.")
+    parts.append(
+        f"Made by `{command}`; drawn again from {ROWS} by `{command} --redraw --results FOLDER`, "
+        "the folder that this one lies in."
+    )
     files.write_text(folder / PAGE, "\n\n".join(parts) + "\n")
 
 
-def origin_of(scale: Scale, configs: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Where rows come from: scale, and the machines, dates and versions of what they stand on.
+def origin_of(
+    experiment: Experiment, scale: Scale, rows: Rows, configs: Iterable[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Where rows come from: sizes, and the machines, dates and versions of what they stand on.
 
     Args:
-        scale: the scale.
+        experiment: whose rows they are.
+        scale: the scale that they were made at.
+        rows: the rows.
         configs: of every run or measurement what `provenance` said.
     """
     configs = list(configs)
@@ -88,6 +118,9 @@ def origin_of(scale: Scale, configs: Iterable[Mapping[str, Any]]) -> dict[str, A
     dates = sorted(str(config["created"]) for config in configs)
     return {
         "scale": scale.name,
+        "size": experiment.size(scale),
+        "episodes": scale.episodes,
+        "rows": len(rows.rows),
         "machines": [one for place, one in enumerate(machines) if one not in machines[:place]],
         "versions": [one for place, one in enumerate(versions) if one not in versions[:place]],
         "begun": dates[0] if dates else None,
@@ -101,13 +134,13 @@ def _dates(origin: Mapping[str, Any]) -> str:
     return first if first == last else f"{first} to {last}"
 
 
-def _short_note(experiment: Experiment, scale: Scale, origin: Mapping[str, Any]) -> str:
-    return f"{experiment.size(scale)}; {_machines(origin)}; {_dates(origin)}"
+def _short_note(origin: Mapping[str, Any]) -> str:
+    return f"{origin['size']}; {_machines(origin)}; {_dates(origin)}"
 
 
 def _machines(origin: Mapping[str, Any]) -> str:
     texts = []
-    for machine in origin.get("machines", []):
+    for machine in origin["machines"]:
         cores = int(machine["cores"])
         devices = [one for one in dict.fromkeys(machine["devices"]) if one != "cpu"]
         where = ", ".join(devices) or f"{cores} core{'s'[: cores > 1]} of {machine['processor']}"
@@ -115,17 +148,18 @@ def _machines(origin: Mapping[str, Any]) -> str:
     return " and ".join(dict.fromkeys(texts)) or "no machine"
 
 
-def _note(experiment: Experiment, scale: Scale, origin: Mapping[str, Any], rows: Rows) -> str:
+def _note(experiment: Experiment, origin: Mapping[str, Any], rows: Rows) -> str:
     """What it took, for the page."""
-    text = f"**{experiment.size(scale)}.**"
-    if not origin.get("parts"):
+    text = f"**{origin['size']}.**"
+    if not origin["parts"]:
         return f"{text} Nothing was run for this."
     if experiment.measurement is None:
         seeds = len(rows.values("seed"))  # an experiment may have fewer than its scale
         text += (
-            f" {seeds} seeds, {scale.episodes} episodes for each budget, task and seed in one "
+            f" {seeds} seeds, {origin['episodes']} episodes for each budget, task and seed in one "
             "evaluation; scores are means over the last three evaluations, with 95% bootstrap "
-            f"intervals over seeds. {origin['parts']} runs,"
+            f"intervals over seeds. {CAUTION + ' ' if seeds < FEW_RUNS else ''}"
+            f"{origin['parts']} runs,"
         )
     else:
         text += f" {origin['parts']} measurements,"

@@ -134,7 +134,7 @@ def _score(point: Point, run: Results, budget: Budget, job: Job) -> Score:
 
 
 def _mark_best(scores: Sequence[Score]) -> list[Score]:
-    """The scores of one budget; none is the best where all are alike."""
+    """The scores of one budget; none is the best where all are alike, or there is but one."""
     known = [score for score in scores if not math.isnan(score.success)]
     by_last = not any(math.isnan(score.success_of_last) for score in known)
 
@@ -144,7 +144,7 @@ def _mark_best(scores: Sequence[Score]) -> list[Score]:
         return score.success, score.mean_return
 
     keys = set(map(key, known))
-    if len(known) > 1 and len(keys) == 1:
+    if len(keys) < 2:
         return list(scores)
     return [
         dataclasses.replace(score, best=score in known and key(score) == max(keys))

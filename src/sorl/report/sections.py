@@ -11,7 +11,7 @@ import numpy as np
 from sorl.report import drawing, figures
 from sorl.report.off_policy import off_policy_section
 from sorl.report.results import LAST, MEDIA, Results
-from sorl.report.statistics import Estimate, bootstrap, mean
+from sorl.report.statistics import CAUTION, FEW_RUNS, Estimate, bootstrap, mean
 from sorl.report.tables import events_table, results_table, settings_table
 from sorl.types import Budget
 
@@ -41,7 +41,7 @@ def all_sections(runs: Sequence[Results]) -> str:
 def interval_notes(runs: Sequence[Results]) -> list[str]:
     """What a reader must know about the intervals of these runs."""
     single = [run.name for run in runs if len(run.evaluations.seeds) == 1]
-    few = [run.name for run in runs if 1 < len(run.evaluations.seeds) < 5]
+    few = [run.name for run in runs if 1 < len(run.evaluations.seeds) < FEW_RUNS]
     notes = []
     if len(single) < len(runs):
         notes.append(
@@ -51,11 +51,7 @@ def interval_notes(runs: Sequence[Results]) -> list[str]:
     if single:
         notes.append(f"{_names(single, runs)}One seed only, so no interval is drawn.")
     if few:
-        notes.append(
-            f"{_names(few, runs)}Fewer than five seeds, from which a bootstrap interval comes out "
-            "too narrow: that of two seeds of one task is their range, and holds the true mean "
-            "only half of the time. Take it as a sign of the spread."
-        )
+        notes.append(f"{_names(few, runs)}{CAUTION}")
     return notes
 
 

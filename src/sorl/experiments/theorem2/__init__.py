@@ -15,6 +15,8 @@ from sorl.experiments.theorem2.figure import draw
 from sorl.experiments.theorem2.measuring import measure
 from sorl.experiments.theorem2.settings import Setting, settings
 from sorl.experiments.theorem2.summary import findings
+from sorl.experiments.theorem2.training import flops
+from sorl.experiments.theorem2.transport import library
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,6 +25,10 @@ if TYPE_CHECKING:
     from sorl.experiments.scales import Scale
 
 __all__ = ["EXPERIMENT", "Setting", "draw", "findings", "measure", "settings"]
+
+
+def _check() -> None:
+    library()
 
 
 def _draw(rows: Rows, note: str) -> Figure:
@@ -49,7 +55,7 @@ EXPERIMENT = Experiment(
         "flow-matching and a self-consistency term, for every h = 2^-κ. The constants here "
         "are ours."
     ),
-    measurement=Measurement(lambda scale: settings(scale.name), measure),
+    measurement=Measurement(lambda scale: settings(scale.name), measure, flops, _check),
     draw=_draw,
     size=_size,
     findings=_findings,

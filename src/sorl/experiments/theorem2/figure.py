@@ -144,8 +144,8 @@ def _legend(levels: Sequence[int]) -> list[Any]:
             Patch(color=color, alpha=TERM_ALPHA, linewidth=0, label=f"{name} term")
             for name, color in zip(TERM_NAMES, TERM_COLORS, strict=True)
         ),
-        Line2D([], [], label="bound, one L: the theorem", linestyle="dotted", **ink),
-        Line2D([], [], label="bound, Λ of every step", linestyle="dashed", **ink),
+        Line2D([], [], label="bound, one L as seen: the theorem", linestyle="dotted", **ink),
+        Line2D([], [], label="bound, Λ of every step as seen", linestyle="dashed", **ink),
     ]
 
 

@@ -12,17 +12,20 @@ Paths are not clipped to the box of the actions: see the end of the proof in `bo
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from sorl import checkpoint
 from sorl.experiments.theorem2 import lipschitz
 from sorl.experiments.theorem2.batched import at, inputs, residual
 from sorl.experiments.theorem2.bound import Errors, Terms, one_constant, step_by_step
 from sorl.experiments.theorem2.mixtures import Mixture
 from sorl.experiments.theorem2.settings import Setting
-from sorl.experiments.theorem2.training import chunks, trained
+from sorl.experiments.theorem2.training import Shortcut, chunks, fresh, trained
 from sorl.experiments.theorem2.transport import coupled, wasserstein
 from sorl.flows import Velocity
 
@@ -32,13 +35,21 @@ Row = dict[str, float | int | str]
 # Settles what is random in measuring, apart from the training of the same seed.
 MEASURING = 2
 
+CHECKPOINT_SECONDS = 60.0
 
-def measure(setting: Setting, on_progress: Callable[[int, int], None] | None = None) -> list[Row]:
+
+def measure(
+    setting: Setting,
+    on_progress: Callable[[int, int], None] | None = None,
+    folder: Path | None = None,
+) -> list[Row]:
     """Train, and measure at each of `setting.updates`: one row for every step size.
 
     Args:
         setting: the setting.
         on_progress: told how many parts of the work are done, and of how many.
+        folder: where the training is saved once a minute, and goes on from what is there; None
+            saves nothing.
 
     Returns:
         Rows, by updates and then by falling size of the steps, with the columns
@@ -46,7 +57,8 @@ def measure(setting: Setting, on_progress: Callable[[int, int], None] | None = N
         `w2` (between the policy and independent actions of the behaviour), `w2_floor` (the same
         between two independent samples of the behaviour: what `w2` shows at distance 0),
         `w2_common_noise` (between the policy and the exact flow from the same noise, which is
-        free of that floor), `coupled` (the distance of that coupling, at least the former);
+        free of that floor), `coupled_common_noise` (the distance of that coupling, of the same
+        samples, at least the former), `coupled` (the same of all samples);
         `eps_fm` and `eps_sc` (ε_FM, and ε_SC of this size, 0 for the finest: root mean square
         over t) and their largest values over t, `eps_fm_max` and `eps_sc_max`;
         `lipschitz` (seen L), `lipschitz_product` (proven L), `lipschitz_drift` (L_v, proven),
@@ -55,11 +67,19 @@ def measure(setting: Setting, on_progress: Callable[[int, int], None] | None = N
         L; `bound_drift` with L_v where that is larger, `bound_product` with the proven L; and
         `stepwise_discretisation` and so on, the sharper bound with errors and seen Lipschitz
         constants of every step.
+
+    Raises:
+        InputError: the folder cannot be read or written.
     """
-    behaviour = setting.behaviour()
-    levels = len(setting.updates)
-    parts = chunks(setting) + levels * setting.discretization.bit_length()
-    done = 0
+    rows: list[Row] = []
+    begun, start = 0, None
+    if folder is not None and checkpoint.latest(folder) is not None:
+        state, kept = checkpoint.restore(folder, fresh(setting))
+        rows, begun = kept["rows"], kept["update"]
+        start = begun, state
+    sizes = setting.discretization.bit_length()
+    parts = chunks(setting) + len(setting.updates) * sizes
+    done = chunks(setting) - chunks(setting, begun) + len(rows)
 
     def advance() -> None:
         nonlocal done
@@ -67,13 +87,18 @@ def measure(setting: Setting, on_progress: Callable[[int, int], None] | None = N
         if on_progress is not None:
             on_progress(done, parts)
 
-    probe = Probe.of(setting, behaviour)
-    rows: list[Row] = []
-    for updates, velocity in trained(setting, advance):
-        common = {"dimension": setting.dimension, "seed": setting.seed, "updates": updates}
-        proven = lipschitz.of_the_weights(velocity.network)
-        for row in probe.measure(velocity, proven, advance):
-            rows.append({**common, **row})
+    probe = Probe.of(setting, setting.behaviour())
+    saved = time.monotonic()
+    for updates, state in trained(setting, start):
+        advance()
+        if updates in setting.updates:
+            common = {"dimension": setting.dimension, "seed": setting.seed, "updates": updates}
+            proven = lipschitz.of_the_weights(state.actor)
+            measured = probe.measure(Shortcut(state.actor), proven, advance)
+            rows += [{**common, **row} for row in measured]
+        if folder is not None and time.monotonic() - saved >= CHECKPOINT_SECONDS:
+            checkpoint.save(folder, updates, state, {"rows": rows})
+            saved = time.monotonic()
     return rows
 
 
@@ -232,6 +257,7 @@ class Probe:
             "w2": wasserstein(end[:count], self.fresh),
             "w2_floor": self.floor,
             "w2_common_noise": wasserstein(end[:count], exact[:count]),
+            "coupled_common_noise": coupled(end[:count], exact[:count]),
             "coupled": coupled(end, exact),
         }
 

@@ -90,7 +90,7 @@ def _lipschitz(rows: Rows) -> list[str]:
     seen, proven = _column(rows, "lipschitz"), _column(rows, "lipschitz_product")
     with np.errstate(divide="ignore"):
         powers = np.log10(_column(rows, "bound_product"))
-    gap = 1 - _column(rows, "w2_common_noise") / _column(rows, "coupled")
+    gap = 1 - _column(rows, "w2_common_noise") / _column(rows, "coupled_common_noise")
     drift = np.median(_column(rows, "bound_drift") / _column(rows, "coupled"))
     return [
         f"L is the largest derivative seen, {seen.min():.2f} to {seen.max():.2f}, a lower "

@@ -8,7 +8,7 @@ update, so the error of flow matching is the network's and never that of a finit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import equinox as eqx
 import jax
@@ -17,6 +17,7 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from sorl.algorithms.sorl import SORL
+from sorl.experiments.cost import flops_of
 from sorl.experiments.theorem2.mixtures import Mixture
 from sorl.experiments.theorem2.settings import Setting
 from sorl.nn import ActionNetwork
@@ -40,52 +41,77 @@ class Shortcut(eqx.Module):
 
 
 class Training(eqx.Module):
-    """What an update changes."""
+    """What an update changes; `Shortcut(training.actor)` is its velocity."""
 
     actor: ActionNetwork
     target_actor: ActionNetwork
     optimizer: optax.OptState
 
 
+def fresh(setting: Setting) -> Training:
+    """The state before any update."""
+    _, init_key = _keys(setting)
+    state = _sorl(setting).init(Spec(OBSERVATION_SIZE, setting.dimension), key=init_key)
+    return Training(state.actor, state.target_actor, state.actor_optimizer)
+
+
 def trained(
-    setting: Setting, on_chunk: Callable[[], None] = lambda: None
-) -> Iterator[tuple[int, Shortcut]]:
-    """The velocity after each of `setting.updates`, from one training.
+    setting: Setting, start: tuple[int, Training] | None = None
+) -> Iterator[tuple[int, Training]]:
+    """One training, chunk by chunk; a chunk ends at each of `setting.updates`.
 
     Args:
         setting: the setting.
-        on_chunk: called after every chunk of updates; `chunks` says how many there are.
+        start: what an earlier call yielded, to go on from; None means from the beginning.
 
     Yields:
-        The number of updates and the velocity.
+        The number of updates and the state after them.
     """
-    sorl = SORL(
+    done, state = (0, fresh(setting)) if start is None else start
+    key, _ = _keys(setting)
+    source = _Source(setting.behaviour())
+    for end in _ends(setting, done):
+        numbers = jnp.asarray(done), jnp.asarray(end)
+        state = _train(_sorl(setting), setting.batch_size, state, source, *numbers, key)
+        done = end
+        yield done, state
+
+
+def chunks(setting: Setting, done: int = 0) -> int:
+    """How many chunks `trained` has left after `done` updates."""
+    return sum(1 for _ in _ends(setting, done))
+
+
+def flops(setting: Setting) -> float:
+    """FLOPs of the matrix products of the whole training."""
+    state = eqx.filter_eval_shape(lambda: fresh(setting))
+    key, _ = _keys(setting)
+    numbers = jnp.asarray(0), jnp.asarray(1)
+    source = _Source(setting.behaviour())
+    arguments = _sorl(setting), setting.batch_size, state, source, *numbers, key
+    return setting.updates[-1] * flops_of(_train, *arguments)
+
+
+def _ends(setting: Setting, done: int) -> Iterator[int]:
+    for level in setting.updates:
+        while done < level:
+            done = min(done + CHUNK, level)
+            yield done
+
+
+def _keys(setting: Setting) -> tuple[PRNGKeyArray, PRNGKeyArray]:
+    """Of the updates, and of the initial state."""
+    key, init_key = jax.random.split(jax.random.key(setting.seed))
+    return key, init_key
+
+
+def _sorl(setting: Setting) -> SORL:
+    return SORL(
         discretization=setting.discretization,
         backprop_steps=1,
         q_loss_coef=0.0,
         hidden=setting.hidden,
         learning_rate=setting.learning_rate,
-    )
-    key, init_key = jax.random.split(jax.random.key(setting.seed))
-    fresh = sorl.init(Spec(OBSERVATION_SIZE, setting.dimension), key=init_key)
-    training = Training(fresh.actor, fresh.target_actor, fresh.actor_optimizer)
-    source = _Source(setting.behaviour())
-    done = 0
-    for level in setting.updates:
-        while done < level:
-            count = min(CHUNK, level - done)
-            numbers = jnp.asarray(done), jnp.asarray(done + count)
-            training = _train(sorl, setting.batch_size, training, source, *numbers, key)
-            done += count
-            on_chunk()
-        yield done, Shortcut(training.actor)
-
-
-def chunks(setting: Setting) -> int:
-    """How often `trained` calls back."""
-    starts = (0, *setting.updates[:-1])
-    return sum(
-        -(-(end - start) // CHUNK) for start, end in zip(starts, setting.updates, strict=True)
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -29,15 +31,25 @@ def wasserstein(first: Values, second: Values) -> float:
     """
     if first.shape[1] == 1:
         return coupled(np.sort(first, axis=0), np.sort(second, axis=0))
+    ot = library()
+    weights = np.full(len(first), 1 / len(first))
+    cost = ot.dist(first, second)  # squared Euclidean
+    return float(np.sqrt(max(ot.emd2(weights, weights, cost, numItermax=ITERATIONS), 0.0)))
+
+
+def library() -> Any:
+    """POT.
+
+    Raises:
+        InputError: it is not installed.
+    """
     try:
         import ot
     except ImportError as error:
         raise InputError(
             "Optimal transport needs POT, which is not installed: install sorl[reproduce]."
         ) from error
-    weights = np.full(len(first), 1 / len(first))
-    cost = ot.dist(first, second)  # squared Euclidean
-    return float(np.sqrt(max(ot.emd2(weights, weights, cost, numItermax=ITERATIONS), 0.0)))
+    return ot
 
 
 def coupled(first: Values, second: Values) -> float:
