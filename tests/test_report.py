@@ -380,7 +380,7 @@ def test_a_damaged_table_is_refused(tmp_path: Path) -> None:
 
 def test_the_page_goes_to_a_file_in_a_new_folder(tmp_path: Path) -> None:
     run = make_run(tmp_path / "a")
-    out = write_report([run], tmp_path / "new" / "folder" / "page.html")
+    out = write_report(str(run), str(tmp_path / "new" / "folder" / "page.html"))
     assert out.read_text().startswith("<!DOCTYPE html>")
     assert [path.name for path in out.parent.iterdir()] == ["page.html"]
     with pytest.raises(InputError, match="is a folder"):

@@ -73,6 +73,10 @@ def train(
         start: where to go on: the number of updates done and the state after them, as a snapshot
             held them. A training that goes on equals one that was never interrupted, bit by bit.
 
+    Yields:
+        A `sorl.members.Snapshot`: the number of updates done, the members, their state, the means
+        of the metrics over the chunk, `[members]` each, and why members were stopped.
+
     Raises:
         InputError: numbers out of range, tasks that the data do not have, or an arithmetic that the
             devices do not.

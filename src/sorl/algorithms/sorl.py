@@ -185,18 +185,22 @@ class SORL(AbstractAlgorithm[SORLState]):
 
     Args:
         discretization: M^disc, finest number of sampling steps in training; a power of two.
-        backprop_steps: M^BTT, most steps the Q loss is backpropagated through; a power of two.
-        q_loss_coef: weight of the Q loss beside the two weights of 10.
+        backprop_steps: M^BTT, most steps the Q loss is backpropagated through; a power of two, at
+            most `discretization`.
+        q_loss_coef: weight of the Q loss beside the two weights of 10; like those, 0 or more.
         discount: γ in [0, 1).
         target_aggregation: agg, how heads are combined in targets and in the verifier.
         critic_sees_steps: whether the critic reads k, the steps of the policy it values.
         hidden: sizes of the hidden layers of every network.
         actor_hidden: sizes for the actor alone; empty means as `hidden`.
-        learning_rate: of both Adams.
-        max_gradient_norm: global norm to which either gradient is clipped.
-        target_rate: τ of both target networks.
+        learning_rate: of both Adams, above 0.
+        max_gradient_norm: global norm to which either gradient is clipped, above 0.
+        target_rate: τ of both target networks, above 0.
         flow_matching_coef: weight of L_FM.
         self_consistency_coef: weight of L_SC.
+
+    Raises:
+        InputError: a value is out of its range.
     """
 
     discretization: int = 8

@@ -27,9 +27,9 @@ from sorl.types import Budget
 _USAGE = """\
 usage: sorl tune ALGORITHM --env NAME [--data FILE] --grid FIELD=VALUE,VALUE ... --out FOLDER ...
 
-Try a small grid of hyperparameters, for example --grid alpha=0.1,1,10 --grid discount=0.99,0.995.
-Each point is an ordinary run in FOLDER; they are trained one after the other, and the same command
-goes on where it stopped. `sorl tune ALGORITHM --help` tells all options."""
+Try a small grid of hyperparameters, for example --grid learning_rate=1e-4,3e-4 --grid
+discount=0.99,0.995. Each point is an ordinary run in FOLDER; they are trained one after the other,
+and the same command goes on where it stopped. `sorl tune ALGORITHM --help` tells all options."""
 
 
 def run(arguments: list[str]) -> None:
@@ -64,7 +64,8 @@ def _command(default: AbstractAlgorithm[Any]) -> Command:
 
     Args:
         out: folder of the runs, of tune.csv and of report.html.
-        grid: values, such as alpha=0.1,1,10 or hidden=8x8,16x16; at most {MOST_POINTS} points.""",
+        grid: values, such as discount=0.99,0.995 or hidden=8x8,16x16; at most {MOST_POINTS}
+            points.""",
     )
 
 
@@ -99,7 +100,7 @@ def _parsed(grid: Sequence[str], algorithm: AbstractAlgorithm[Any]) -> dict[str,
         if not equals or not name or not all(value.strip() for value in values.split(",")):
             raise InputError(
                 f"--grid {given!r} cannot be read: write a hyperparameter, = and its values, for "
-                "example alpha=0.1,1,10."
+                "example discount=0.99,0.995."
             )
         if name in parsed:
             raise InputError(f"--grid names {name} twice: give all of its values at once.")

@@ -134,7 +134,10 @@ def _score(point: Point, run: Results, budget: Budget, job: Job) -> Score:
 
 
 def _mark_best(scores: Sequence[Score]) -> list[Score]:
-    """The scores of one budget; none is the best where all are alike, or there is but one."""
+    """The scores of one budget; none is the best where all are alike, or where there is one point.
+
+    The only one of several points that got to the end is the best of them.
+    """
     known = [score for score in scores if not math.isnan(score.success)]
     by_last = not any(math.isnan(score.success_of_last) for score in known)
 
@@ -144,7 +147,7 @@ def _mark_best(scores: Sequence[Score]) -> list[Score]:
         return score.success, score.mean_return
 
     keys = set(map(key, known))
-    if len(keys) < 2:
+    if len(scores) == 1 or (len(known) > 1 and len(keys) == 1):
         return list(scores)
     return [
         dataclasses.replace(score, best=score in known and key(score) == max(keys))

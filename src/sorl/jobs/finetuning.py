@@ -28,7 +28,7 @@ class Finetuning:
     """How to learn on from a run by acting, and when to evaluate it. None takes the run's value.
 
     Args:
-        steps: steps of every task and seed in its environments.
+        steps: steps of every task and seed in its environments, at least 1.
         environment: OGBench name, `minari:NAME` or `gym:ID`; needed for a run without one.
         data: the run's data, which may have moved; their content must be the same.
         act_budget: test-time compute of the acting; None means the algorithm's own.
@@ -36,8 +36,8 @@ class Finetuning:
         updates_per_step: updates for each step.
         start_steps: steps before the first update.
         offline_share: None draws uniformly from logged and own rows; a number is the probability of
-            each row of a batch to be a logged one.
-        noise: standard deviation of normal noise added to actions in [-1, 1].
+            each row of a batch to be a logged one, 0 to 1.
+        noise: standard deviation of normal noise added to actions in [-1, 1], 0 or more.
         batch_size: rows of one batch.
         log_every: steps between two rows of metrics.csv; also the unit of stopping.
         evaluate_every: steps between two evaluations, counted from the first update; the state
@@ -49,6 +49,9 @@ class Finetuning:
         checkpoint_seconds: least time between two checkpoints that no evaluation asks for.
         tensorboard: None means where tensorboardX is installed.
         wandb: send to Weights & Biases too.
+
+    Raises:
+        InputError: a number is out of its range, or numbers of steps do not divide as told.
     """
 
     steps: int

@@ -29,7 +29,7 @@ IMAGES = "images"
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What to train and when to evaluate it.
+    """What to train and when to evaluate it: `sorl.jobs.start` does it, `sorl.jobs.resume` goes on.
 
     Args:
         environment: OGBench name, `minari:NAME` or `gym:ID`; None trains on `data` alone, with
@@ -39,7 +39,7 @@ class Job:
             looks `environment` up, see `sorl.load_dataset`.
         tasks: tasks to train together; None means the one that `environment` names.
         seeds: seeds to train together.
-        updates: gradient updates.
+        updates: gradient updates, at least 1, like every count here.
         batch_size: rows of one batch.
         arithmetic: in which numbers networks are multiplied in training, see `sorl.arithmetic`.
         log_every: updates between two rows of metrics.csv; also the unit of stopping.
@@ -47,19 +47,24 @@ class Job:
             update is always evaluated.
         budgets: budgets of every evaluation.
         episodes: episodes for each budget, task and seed.
-        evaluation_seed: seed of the episodes' starts and of the sampling noise; without an
-            environment, of which episodes are held out.
+        evaluation_seed: seed of the episodes' starts and of the sampling noise, 0 to 2^32 - 1;
+            without an environment, of which episodes are held out.
         workers: processes that step environments; None means one a core.
         held_out: without an environment, the share of the episodes that are not learnt from but
-            kept for off-policy evaluation, rounded down.
+            kept for off-policy evaluation, rounded down; from 0 to below 1.
         fitted_q_updates: without an environment, updates of fitted Q evaluation; 0 leaves it out.
         batch_devices: devices that share the rows of every batch, see `sorl.train`.
         evaluate_beside: roll policies out on the CPU while training goes on; None means where it
             is not the CPU that trains. Latencies are then those of a CPU that has other work.
-        checkpoint_seconds: least time between two checkpoints that no evaluation asks for.
+        checkpoint_seconds: least time between two checkpoints that no evaluation asks for, 0 or
+            more.
         tensorboard: None means where tensorboardX is installed.
         wandb: send to Weights & Biases too.
         images: how images are read, where observations hold any.
+
+    Raises:
+        InputError: a number is out of its range, `evaluate_every` is no multiple of `log_every`, or
+            there is an environment but no budget to evaluate.
     """
 
     environment: str | None

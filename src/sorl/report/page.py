@@ -24,11 +24,11 @@ from sorl.report.statistics import bootstrap
 from sorl.report.tables import best_budget
 
 
-def write_report(runs: Sequence[Path], out: Path) -> Path:
+def write_report(runs: Path | str | Sequence[Path | str], out: Path | str) -> Path:
     """Write the report of some runs to one HTML file, replacing an earlier one in one step.
 
     Args:
-        runs: run folders, at least one; several are compared in the same figures.
+        runs: a run's folder, or several, which are compared in the same figures.
         out: the file to write; its folder is made if it is missing.
 
     Returns:
@@ -38,7 +38,7 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
         InputError: a path is no run, there is none, or `out` cannot be written.
     """
     out = Path(out)
-    page = render(read(runs))
+    page = render(read([Path(runs)] if isinstance(runs, Path | str) else list(map(Path, runs))))
     if out.is_dir():
         raise InputError(f"{out} is a folder: give the name of a file, such as {out}/report.html.")
     with files.explained("write", out):
