@@ -105,6 +105,51 @@ def test_terminations_and_truncations_are_kept_apart(tmp_path: Path) -> None:
     assert both.report.episodes == 2
 
 
+def ends_of(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in ("observations", "rewards", "masks", "terminals")}
+
+
+@pytest.mark.parametrize("name", ["dones", "done", "next.done"])
+def test_done_at_a_time_out_is_a_truncation(name: str, tmp_path: Path) -> None:
+    """As old Gym has it: done at every end, and time-outs told beside."""
+    arrays = logs.flat(LOG)
+    straight = import_files([logs.write_npz(tmp_path / "log.npz", LOG)], tmp_path / "straight")
+    done = arrays.pop("terminals") | arrays["timeouts"]
+    np.savez(tmp_path / "gym.npz", allow_pickle=False, **arrays, **{name: done})
+    made = import_files([tmp_path / "gym.npz"], tmp_path / "made")
+    np.testing.assert_equal(ends_of(made.path), ends_of(straight.path))
+    assert (made.report.terminated, made.report.both_as_truncations) == (2, 2)
+    assert any("2 rows are marked as done and as" in it for it in made.report.suspicious)
+    # What the user calls terminations is that, and so is what has no other meaning.
+    key = [f"terminations={name}"]
+    told = import_files([tmp_path / "gym.npz"], tmp_path / "told", keys=key)
+    np.savez(tmp_path / "odd.npz", allow_pickle=False, **arrays, terminated=done)
+    odd = import_files([tmp_path / "odd.npz"], tmp_path / "other")
+    for made in (told, odd):
+        assert (made.report.terminated, made.report.both_as_terminations) == (4, 2)
+        assert any("2 rows are marked as terminated and as" in it for it in made.report.suspicious)
+    assert straight.report.both_as_terminations == straight.report.both_as_truncations == 0
+
+
+@pytest.mark.parametrize("name", ["terminals", "dones_float"])
+@pytest.mark.parametrize("kind", [np.float32, bool])
+def test_masks_tell_terminations_from_other_ends(name: str, kind: type, tmp_path: Path) -> None:
+    """As JAX code dumps D4RL's data: one array marks every end, masks are 0 at terminations."""
+    arrays = logs.flat(LOG)
+    straight = import_files([logs.write_npz(tmp_path / "log.npz", LOG)], tmp_path / "straight")
+    over, stopped = arrays.pop("terminals"), arrays.pop("timeouts")
+    with h5py.File(tmp_path / "dumped.h5", "w") as file:
+        for key, array in {**arrays, name: over | stopped, "masks": ~over}.items():
+            file[key] = array.astype(kind if array.dtype == bool else array.dtype)
+    made = import_files([tmp_path / "dumped.h5"], tmp_path / "made")
+    np.testing.assert_equal(ends_of(made.path), ends_of(straight.path))
+    assert made.origin.keys["terminations"] == ["masks"]
+    assert made.report.both_as_terminations == made.report.both_as_truncations == 0
+    told = import_files([tmp_path / "dumped.h5"], tmp_path / "told", keys=[f"terminations={name}"])
+    assert told.report.terminated == len(LOG)
+
+
 def test_keys_are_mapped_joined_and_matched(tmp_path: Path) -> None:
     path = logs.write_robomimic(tmp_path / "demos.hdf5", LOG)
     keys = ["observations=obs/object,obs/arm", "rewards=rewards", "terminations=none"]

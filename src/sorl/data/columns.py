@@ -53,6 +53,8 @@ class Columns(NamedTuple):
         images: uint8 `[rows, height, width, channels]`, as many rows as observations.
         next_images: likewise of next_observations.
         whole: whether the stretch is exactly one episode; then it ends at its last row alone.
+        done: whether terminations mark every end, as old Gym's `done`: what is a truncation too is
+            that alone.
     """
 
     observations: np.ndarray
@@ -66,6 +68,7 @@ class Columns(NamedTuple):
     images: np.ndarray | None = None
     next_images: np.ndarray | None = None
     whole: bool = False
+    done: bool = False
 
 
 def columns_of(source: str, arrays: Mapping[str, Any], *, whole: bool = False) -> Columns:

@@ -233,7 +233,8 @@ class Dataset(eqx.Module):
             next_observations: `[rows, ...]`; without them the last step of an episode that is
                 truncated is lost.
             terminations: `[rows]`, true where the task is over; nothing is bootstrapped there.
-            truncations: `[rows]`, true where the log stops and the task went on.
+            truncations: `[rows]`, true where the log stops and the task went on; a row that is
+                terminated too counts as terminated.
             action_low: as for `from_episodes`.
             action_high: as for `from_episodes`.
             standardize: as for `from_episodes`.

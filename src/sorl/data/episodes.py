@@ -7,7 +7,8 @@ An episode of T transitions has T + 1 rows (see `sorl.data.dataset`). Logs seldo
 * where the last step terminates, its observation is repeated: nothing is bootstrapped from it;
 * elsewhere the last step has no successor that could be learnt from, and is lost.
 
-Masks are 0 at terminations alone; an episode ends at terminations and at truncations.
+Masks are 0 at terminations alone; an episode ends at terminations and at truncations. A row that
+is both terminates, unless terminations come from an array that marks every end (old Gym's `done`).
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ class Logged(NamedTuple):
         seams: places inside an episode where the next observation, or the count of steps, does not
             go on; an episode was cut there and nothing was lost.
         too_short: episodes left out, because nothing was left of them.
+        both_as_terminations: rows logged as terminations and as truncations, taken as the former.
+        both_as_truncations: likewise, taken as the latter.
         images: uint8 `[rows, height, width, channels]`, or None.
     """
 
@@ -56,10 +59,19 @@ class Logged(NamedTuple):
     without_successor: int
     seams: int
     too_short: int
+    both_as_terminations: int
+    both_as_truncations: int
     images: np.ndarray | None = None
 
 
-_COUNTS = ("terminated", "without_successor", "seams", "too_short")
+_COUNTS = (
+    "terminated",
+    "without_successor",
+    "seams",
+    "too_short",
+    "both_as_terminations",
+    "both_as_truncations",
+)
 
 
 def assemble(stretches: Iterable[Columns], *, rewards: RewardRule, source: str) -> Logged:
@@ -122,9 +134,13 @@ def assemble(stretches: Iterable[Columns], *, rewards: RewardRule, source: str) 
 def _rows_of(columns: Columns, rule: RewardRule) -> Logged:
     count = len(columns.actions)
     observations = columns.observations[:count]
-    terminated = np.zeros(count, bool)
+    terminated, both = np.zeros(count, bool), 0
     if columns.terminations is not None:
         terminated |= columns.terminations
+    if columns.truncations is not None:
+        both = int((terminated & columns.truncations).sum())
+        if columns.done:
+            terminated &= ~columns.truncations
     ends, seams = _ends(columns, terminated)
     if rule == "success-at-end" and columns.terminations is None and columns.truncations is None:
         terminated |= ends
@@ -167,6 +183,8 @@ def _rows_of(columns: Columns, rule: RewardRule) -> Logged:
         without_successor=int((ends & ~known).sum()),
         seams=seams,
         too_short=int((lengths == 1).sum()),
+        both_as_terminations=0 if columns.done else both,
+        both_as_truncations=both if columns.done else 0,
         images=None if images is None else images[kept],
     )
 

@@ -47,6 +47,8 @@ class Inspection:
         without_successor: last steps lost because the log does not hold what came after.
         seams: places inside episodes where the log does not go on, and which now end an episode.
         too_short: episodes of which nothing was left.
+        both_as_terminations: rows logged as terminations and as truncations, taken as the former.
+        both_as_truncations: likewise, taken as the latter.
         lengths: transitions of an episode.
         rewards: rewards of a transition.
         returns: undiscounted sum of the rewards of an episode.
@@ -74,6 +76,8 @@ class Inspection:
     without_successor: int
     seams: int
     too_short: int
+    both_as_terminations: int
+    both_as_truncations: int
     lengths: Range
     rewards: Range
     returns: Range
@@ -144,6 +148,8 @@ def inspect(logged: Logged, units: Units, *, unused: Sequence[str] = ()) -> Insp
         without_successor=logged.without_successor,
         seams=logged.seams,
         too_short=logged.too_short,
+        both_as_terminations=logged.both_as_terminations,
+        both_as_truncations=logged.both_as_truncations,
         lengths=Range.of(ends - starts),
         rewards=Range.of(logged.rewards[valid]),
         returns=Range.of(np.add.reduceat(counted, starts)),
@@ -187,6 +193,17 @@ def _suspicious(
         sentences.append(
             f"episodes were cut at {found.seams:,} places where the next observation or the count "
             "of steps does not go on."
+        )
+    if found.both_as_terminations:
+        sentences.append(
+            f"{found.both_as_terminations:,} rows are marked as terminated and as truncated; they "
+            "count as terminations, from which nothing is bootstrapped."
+        )
+    if found.both_as_truncations:
+        sentences.append(
+            f"{found.both_as_truncations:,} rows are marked as done and as truncated; they count "
+            "as truncations, since `done` marks time-outs too in many logs (if not in this one, "
+            "name it: --key terminations=NAME)."
         )
     if found.too_short:
         sentences.append(f"{found.too_short:,} episodes had a single row and were left out.")

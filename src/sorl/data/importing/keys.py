@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sorl.data.columns import NEEDED, ROLES
+from sorl.data.importing.ends import DONES, EVERY_END, MASKS
 from sorl.errors import InputError
 
 Keys = Mapping[str, tuple[int, ...] | None]
@@ -27,9 +28,7 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
         "terminated",
         "terminal",
         "next.success",
-        "dones",
-        "done",
-        "next.done",
+        *DONES,
     ),
     "truncations": ("truncations", "timeouts", "truncated", "timeout"),
     "episodes": ("episode_index", "episode_id", "episode"),
@@ -81,8 +80,13 @@ def assign(path: Path, keys: Keys, given: Mapping[str, Sequence[str]]) -> Mapped
             mapped[role] = tuple(key for name in names for key in _matching(path, keys, name))
     taken = {key for names in mapped.values() for key in names}
     free = {key: shape for key, shape in keys.items() if key not in taken}
+    every_end = [name for name in EVERY_END if name in free]
+    if "terminations" not in given and every_end and free.get(MASKS, (0,)) in ((), (1,), None):
+        mapped["terminations"] = (MASKS,)
+        if "truncations" not in given:
+            mapped["truncations"] = _recognised("truncations", free) or tuple(every_end[:1])
     for role in _NAMES:
-        if role not in given and (found := _recognised(role, free)):
+        if role not in given and role not in mapped and (found := _recognised(role, free)):
             mapped[role] = found
             free = {key: shape for key, shape in free.items() if key not in found}
     missing = [role for role in NEEDED if role not in mapped]

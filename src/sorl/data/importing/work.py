@@ -15,6 +15,7 @@ from sorl.data.archive import ArchiveReader
 from sorl.data.columns import Columns, columns_of, matrix
 from sorl.data.episodes import RewardRule, assemble
 from sorl.data.images import NO_STANDARDISING
+from sorl.data.importing.ends import with_meaning
 from sorl.data.importing.keys import Mapped, assign, parse_keys
 from sorl.data.importing.log import Log
 from sorl.data.importing.writing import write_dataset
@@ -103,7 +104,7 @@ def import_files(
     def stretches() -> Iterator[Columns]:
         for number, (log, names) in enumerate(zip(logs, mapped, strict=True)):
             on_progress(number, len(logs))
-            yield from _columns(log, names)
+            yield from _columns(log, names, given)
         on_progress(len(logs), len(logs))
 
     logged = assemble(stretches(), rewards=rewards, source=source)
@@ -173,12 +174,13 @@ def _open(path: Path) -> Log:
     return module.open_log(path)
 
 
-def _columns(log: Log, mapped: Mapped) -> Iterator[Columns]:
+def _columns(log: Log, mapped: Mapped, given: Mapped) -> Iterator[Columns]:
     wanted = list(dict.fromkeys(name for names in mapped.values() for name in names))
     for number, arrays in enumerate(log.stretches(wanted)):
         source = f"{log.path}, episode {number}" if log.whole else str(log.path)
         roles = {role: _joined(source, role, names, arrays) for role, names in mapped.items()}
-        yield _in_order(source, columns_of(source, roles, whole=log.whole))
+        columns = columns_of(source, roles, whole=log.whole)
+        yield _in_order(source, with_meaning(columns, mapped, given))
 
 
 def _joined(
@@ -217,9 +219,9 @@ def _in_order(source: str, columns: Columns) -> Columns:
     order = np.lexsort((steps, labels))
     twice = (np.diff(labels[order]) == 0) & (np.diff(steps[order]) == 0)
     if not twice.any():
-        return Columns(
-            *(None if array is None else array[order] for array in columns[:-1]),  # pyright: ignore[reportArgumentType]
-            whole=False,
+        arrays = columns._asdict().items()
+        return columns._replace(
+            **{name: array[order] for name, array in arrays if isinstance(array, np.ndarray)}
         )
     begins = np.append(True, ~(same & rises))
     if (steps[begins] != steps.min()).any():
