@@ -150,6 +150,22 @@ def test_masks_tell_terminations_from_other_ends(name: str, kind: type, tmp_path
     assert told.report.terminated == len(LOG)
 
 
+def test_a_dump_with_masks_keeps_its_last_transitions(tmp_path: Path) -> None:
+    """The layout of much JAX code, whose arrays have the names of ours and a row a transition."""
+    arrays = logs.flat(LOG)
+    over, stopped = arrays.pop("terminals"), arrays.pop("timeouts")
+    arrays |= {"terminals": over | stopped, "masks": 1.0 - over}
+    arrays["next_observations"] = np.concatenate([one.observations[1:] for one in LOG])
+    np.savez(tmp_path / "dumped.npz", allow_pickle=False, **arrays)
+    made = import_files([tmp_path / "dumped.npz"], tmp_path / "made")
+    expected = logs.expected(LOG, last_is_known=True)
+    np.testing.assert_equal(ends_of(made.path), {it: expected[it] for it in ends_of(made.path)})
+    dataset = load_dataset(data=made.path)
+    drawn = np.asarray(dataset.valid_rows)
+    np.testing.assert_array_equal(dataset.rewards[0][drawn], arrays["rewards"])
+    np.testing.assert_array_equal(dataset.masks[0][drawn], ~over)
+
+
 def test_keys_are_mapped_joined_and_matched(tmp_path: Path) -> None:
     path = logs.write_robomimic(tmp_path / "demos.hdf5", LOG)
     keys = ["observations=obs/object,obs/arm", "rewards=rewards", "terminations=none"]

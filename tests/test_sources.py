@@ -207,6 +207,19 @@ def test_own_rewards_need_no_environment(tmp_path: Path) -> None:
     assert "does not belong to antmaze-large-navigate-singletask-task1-v0" in message
 
 
+def test_a_row_a_transition_is_no_data_set(tmp_path: Path) -> None:
+    arrays = own_rewards()
+    following = {"next_observations": arrays["observations"]}
+    message = refusal(data=save(tmp_path / "dumped.npz", arrays | following))
+    assert f"`sorl import {tmp_path / 'dumped.npz'} --out NAME`" in message
+    # Of these no mask could ever be drawn; where one more is 0, that is no sign of anything.
+    ends = arrays["terminals"]
+    path = save(tmp_path / "ends.npz", arrays | {"masks": ~ends})
+    assert "masks are 0 on the last rows of episodes alone" in refusal(data=path)
+    for masks in (np.ones(12), ~(ends | np.roll(ends, -1)), ~np.roll(ends, -1)):
+        load_dataset(data=save(tmp_path / "own.npz", arrays | {"masks": masks}))
+
+
 def test_logged_state_outranks_own_rewards_where_an_environment_is_named(
     maze: dict[str, np.ndarray], tmp_path: Path
 ) -> None:

@@ -45,7 +45,8 @@ def write(path: Path, lengths: tuple[int, ...], seed: int) -> Path:
         actions=rng.uniform(-1, 1, (rows, 2)).astype(np.float32),
         terminals=ends,
         rewards=-rng.uniform(0, 2 + seed, rows).astype(np.float32),
-        masks=(rng.uniform(size=rows) < 0.7).astype(np.float32),
+        # No transition begins at an end, so files whose masks are 0 there alone are refused.
+        masks=np.maximum(rng.uniform(size=rows) < 0.7, ends).astype(np.float32),
     )
     return path
 

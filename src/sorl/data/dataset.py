@@ -133,6 +133,10 @@ class Dataset(eqx.Module):
     ) -> Dataset:
         """Check NumPy arrays and put them on the default device.
 
+        An episode of T transitions has T + 1 rows, the last of which is an observation only: its
+        action, reward and mask belong to no transition and are never drawn. Arrays with a row a
+        transition, as replay buffers and D4RL have them, are for `from_transitions`.
+
         Args:
             observations: floating point, shape `[rows, observation_size]`, finite; or images,
                 uint8 `[rows, height, width, channels]`; or a mapping of such an `image` and a

@@ -246,6 +246,11 @@ def _load_with_own_rewards(
             f"{reader.path}: holds the rewards of one task, which counts as task {own}; task(s) "
             f"{', '.join(map(str, tasks))} cannot be had from it."
         )
+    if "next_observations" in reader.names and ARRAY not in reader.names:
+        raise InputError(
+            f"{reader.path}: has next_observations, so its episodes lack the last row that data "
+            f"sets of sorl have: make one by `sorl import {reader.path} --out NAME`."
+        )
     observations, actions = reader.read("observations"), reader.read("actions")
     if name is not None:
         with Relabeller(name) as relabeller:
@@ -256,7 +261,7 @@ def _load_with_own_rewards(
         observations = units.network_observations(observations)
     if "images" in reader.names:
         observations = {"image": reader.read("images"), "state": observations}
-    return Dataset.from_arrays(
+    dataset = Dataset.from_arrays(
         observations,
         actions,
         reader.read("terminals"),
@@ -266,6 +271,19 @@ def _load_with_own_rewards(
         units=units,
         source=str(reader.path),
     )
+    _check_masks(reader.path, dataset)
+    return dataset
+
+
+def _check_masks(path: Path, dataset: Dataset) -> None:
+    """Refuse masks of which every 0 stands on the last row of an episode, which is never drawn."""
+    over, ends = ~np.asarray(dataset.masks), np.asarray(dataset.ends)
+    if over.any() and not (over & ~ends).any():
+        raise InputError(
+            f"{path}: masks are 0 on the last rows of episodes alone, where no transition begins: "
+            "if those rows are transitions, add next_observations and use `sorl import`; if not, "
+            "set these masks to 1."
+        )
 
 
 def _load_with_task_rewards(

@@ -10,6 +10,7 @@ import numpy as np
 
 from sorl.data.archive import ArchiveReader
 from sorl.data.importing.log import Log
+from sorl.data.origin import ARRAY
 from sorl.errors import InputError
 
 
@@ -30,9 +31,11 @@ def open_log(path: Path) -> NpzLog:
         InputError: it is no readable archive, or is in the format of sorl already.
     """
     reader = ArchiveReader(path)
-    if {"observations", "actions", "terminals", "masks"} <= set(reader.names):
+    names = set(reader.names)
+    laid_out = {"observations", "actions", "terminals", "masks"} <= names
+    if ARRAY in names or (laid_out and "next_observations" not in names):
         raise InputError(
-            f"{path}: has masks, so it is a data set of sorl already: give it to `sorl train` as "
+            f"{path}: is a data set of sorl already, as its masks tell: give it to `sorl train` as "
             "--data."
         )
     return NpzLog(path, dict.fromkeys(reader.names))
