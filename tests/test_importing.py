@@ -212,6 +212,13 @@ def test_success_at_end_rewards_terminations(tmp_path: Path) -> None:
     dataset = sorl.Dataset.from_episodes(demos, rewards="success-at-end")
     assert float(dataset.rewards.sum()) == len(LOG)
     assert int((~dataset.masks).sum()) == len(LOG)
+    # Where one of them says how it ended, those that do not say it did not succeed.
+    for place in range(len(demos)):
+        for end, successes in (("terminations", 1), ("truncations", 0)):
+            some: list[dict[str, Any]] = [dict(demo) for demo in demos]
+            some[place][end] = True
+            dataset = sorl.Dataset.from_episodes(some, rewards="success-at-end")
+            assert float(dataset.rewards.sum()) == int((~dataset.masks).sum()) == successes
 
 
 def test_units_are_given_taken_over_and_standardise(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ is both terminates, unless terminations come from an array that marks every end 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -25,8 +26,8 @@ RewardRule = Literal["logged", "success-at-end", "zeros"]
 """Where rewards come from: the log; 1 at the last step of every episode that terminates, else 0;
 or 0 everywhere, for imitation.
 
-A log that knows neither terminations nor truncations holds demonstrations: by `success-at-end` all
-of its episodes succeed.
+A log that nowhere knows terminations or truncations holds demonstrations: by `success-at-end` all
+of its episodes succeed. Where it knows of one, episodes without them did not terminate.
 """
 
 
@@ -90,6 +91,11 @@ def assemble(stretches: Iterable[Columns], *, rewards: RewardRule, source: str) 
         raise InputError(
             f"There are no rewards {rewards!r}: use {', '.join(get_args(RewardRule))}."
         )
+    demonstrations = False
+    if rewards == "success-at-end":
+        held = deque(stretches)
+        demonstrations = all(it.terminations is None and it.truncations is None for it in held)
+        stretches = (held.popleft() for _ in range(len(held)))  # so that each is freed when used
     parts = []
     for columns in stretches:
         if rewards == "logged" and columns.rewards is None:
@@ -98,7 +104,7 @@ def assemble(stretches: Iterable[Columns], *, rewards: RewardRule, source: str) 
                 "rewards success-at-end (1 at the end of episodes that terminate, else 0) or "
                 "zeros (for imitation by bc)."
             )
-        parts.append(_rows_of(columns, rewards))
+        parts.append(_rows_of(columns, rewards, demonstrations=demonstrations))
         first = parts[0]
         shapes = [None if it.images is None else it.images.shape[1:] for it in (first, parts[-1])]
         if shapes[0] != shapes[1]:
@@ -131,7 +137,7 @@ def assemble(stretches: Iterable[Columns], *, rewards: RewardRule, source: str) 
     return joined
 
 
-def _rows_of(columns: Columns, rule: RewardRule) -> Logged:
+def _rows_of(columns: Columns, rule: RewardRule, *, demonstrations: bool) -> Logged:
     count = len(columns.actions)
     observations = columns.observations[:count]
     terminated, both = np.zeros(count, bool), 0
@@ -142,7 +148,7 @@ def _rows_of(columns: Columns, rule: RewardRule) -> Logged:
         if columns.done:
             terminated &= ~columns.truncations
     ends, seams = _ends(columns, terminated)
-    if rule == "success-at-end" and columns.terminations is None and columns.truncations is None:
+    if demonstrations:
         terminated |= ends
 
     known = ends & terminated
