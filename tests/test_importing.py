@@ -187,6 +187,64 @@ def test_keys_are_mapped_joined_and_matched(tmp_path: Path) -> None:
         assert "--key" in refusal([table], tmp_path / "none", keys=[wrong])
 
 
+@given(order=st.permutations(range(12)), hdf5=st.booleans())
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_patterns_join_by_number_however_a_file_is_ordered(
+    order: list[int], hdf5: bool, tmp_path: Path
+) -> None:
+    columns = {f"joint_{number}": np.arange(4.0) + 10 * number for number in order}
+    columns |= {"action": np.arange(4.0), "reward": np.zeros(4)}
+    path = tmp_path / ("log.h5" if hdf5 else "log.csv")
+    if hdf5:
+        with h5py.File(path, "w") as file:
+            for name, array in columns.items():
+                file[name] = array
+    else:
+        rows = np.stack(list(columns.values()), axis=1).tolist()
+        _columns([list(columns), *rows])(path)
+    keys = ["observations=joint_*"]
+    made = import_files([path], tmp_path / "made", keys=keys, overwrite=True)
+    assert made.origin.keys["observations"] == [f"joint_{number}" for number in range(12)]
+    np.testing.assert_array_equal(ends_of(made.path)["observations"][0], 10 * np.arange(12))
+
+
+def test_files_must_have_the_same_arrays(tmp_path: Path) -> None:
+    header = ["obs_x", "obs_y", "action_0", "reward", "terminated"]
+    rows = [["1", "2", "0.5", "0", "0"], ["3", "4", "-0.5", "0", "1"]]
+    _columns([header, *rows])(tmp_path / "one.csv")
+    _columns([[header[1], header[0], *header[2:]], *([b, a, *c] for a, b, *c in rows)])(
+        tmp_path / "swapped.csv"
+    )
+    paths = [tmp_path / "one.csv", tmp_path / "swapped.csv"]
+    made = import_files(paths, tmp_path / "made", keys=["observations=obs_*"])
+    observations = ends_of(made.path)["observations"]
+    np.testing.assert_array_equal(observations[:3], [[1, 2], [3, 4], [3, 4]])
+    np.testing.assert_array_equal(observations[3:], observations[:3])
+    for other, told in (
+        ([*header[:4], "done"], "terminations are done, but those of"),
+        (header[:4], "terminations are none, but those of"),
+        ([*header[:4], "timeouts"], "terminations are none, but those of"),
+    ):
+        _columns([other, *(row[: len(other)] for row in rows)])(tmp_path / "other.csv")
+        message = refusal(
+            [paths[0], tmp_path / "other.csv"], tmp_path / "out", keys=["observations=obs_*"]
+        )
+        assert f"{tmp_path / 'other.csv'}: the {told} {paths[0]} are terminated" in message
+
+
+@pytest.mark.parametrize("missing", ["dones", "obs/arm", "next_obs/object"])
+def test_an_array_that_one_episode_lacks_is_refused(missing: str, tmp_path: Path) -> None:
+    path = logs.write_robomimic(tmp_path / "demos.hdf5", LOG)
+    with h5py.File(path, "a") as file:
+        del file[f"data/demo_2/{missing}"]
+        file["data/demo_1/unneeded"] = np.zeros(3)
+    message = refusal([path], tmp_path / "out")
+    assert f"data/demo_2/{missing} is missing, which other episodes have" in message
+    keys = ["observations=obs/object", "terminations=none", "next_observations=none"]
+    made = import_files([path], tmp_path / "out", keys=keys)
+    assert any("unneeded" in sentence for sentence in made.report.suspicious)
+
+
 def test_unknown_layouts_list_what_is_there(tmp_path: Path) -> None:
     np.savez(tmp_path / "odd.npz", position=np.zeros((4, 2)), torque=np.zeros((4, 1)))
     message = refusal([tmp_path / "odd.npz"], tmp_path / "out")

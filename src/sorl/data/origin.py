@@ -28,7 +28,7 @@ class Origin:
         units: what observations and actions are for the user. The file holds observations in the
             user's units and actions in [-1, 1].
         rewards: the rule of `sorl.data.episodes` that rewards came by.
-        keys: for each role the arrays that it was made of, of the first source.
+        keys: for each role the arrays that it was made of.
         sources: name and size in bytes of every file.
     """
 

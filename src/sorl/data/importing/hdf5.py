@@ -44,7 +44,10 @@ class Hdf5Log(Log):
                     place = f"{group}/{name}" if group else name
                     found = file.get(place)
                     if not isinstance(found, h5py.Dataset):
-                        raise InputError(f"{self.path}: {place} is missing.")
+                        raise InputError(
+                            f"{self.path}: {place} is missing, which other episodes have: add it, "
+                            "or leave out the role of these arrays (--key ROLE=none)."
+                        )
                     with damaged_if_it_raises(self.path, place):
                         arrays[name] = np.asarray(found[()])
                 yield arrays
@@ -73,11 +76,11 @@ def open_log(path: Path) -> Hdf5Log:
     if not episodes:
         return Hdf5Log(path, {name: shape[1:] for name, shape in shapes.items()})
     ordered = sorted(episodes)
-    common = set.intersection(*(set(keys) for keys in episodes.values()))
-    first = episodes[ordered[0]]
+    # Also those that only some episodes have, so that none passes for one that nobody logged.
+    every = {name: shape for keys in episodes.values() for name, shape in keys.items()}
     return Hdf5Log(
         path,
-        {name: first[name] for name in sorted(common)},
+        dict(sorted(every.items())),
         whole=True,
         groups=tuple(group for _, group in ordered),
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sorl.data.columns import NEEDED, ROLES
 from sorl.data.importing.ends import DONES, EVERY_END, MASKS
+from sorl.data.importing.log import Log
 from sorl.errors import InputError
 
 Keys = Mapping[str, tuple[int, ...] | None]
@@ -60,6 +61,30 @@ def parse_keys(texts: Sequence[str]) -> Mapped:
             raise InputError(f"--key names the role {role} twice: join the names by commas.")
         given[role] = parts
     return given
+
+
+def assign_alike(logs: Sequence[Log], given: Mapping[str, Sequence[str]]) -> Mapped:
+    """The arrays of each role, which are the same in every file, in the same order.
+
+    Args:
+        logs: the files, at least one.
+        given: as for `assign`.
+
+    Raises:
+        InputError: they are not, or see `assign`.
+    """
+    mapped = assign(logs[0].path, logs[0].keys, given)
+    for log in logs[1:]:
+        other = assign(log.path, log.keys, given)
+        for role in ROLES:
+            here, there = (", ".join(it.get(role, (NOTHING,))) for it in (other, mapped))
+            if here != there:
+                raise InputError(
+                    f"{log.path}: the {role} are {here}, but those of {logs[0].path} are {there}: "
+                    "name them by --key, or import files of different layouts apart (the later "
+                    "ones with --like)."
+                )
+    return mapped
 
 
 def assign(path: Path, keys: Keys, given: Mapping[str, Sequence[str]]) -> Mapped:
@@ -119,7 +144,7 @@ def _recognised(role: str, keys: Keys) -> tuple[str, ...]:
             if (match := re.fullmatch(rf"{singular}s?[_.\[/]?([0-9]+)\]?", key))
         ]
         if states:
-            return states
+            return tuple(sorted(states, key=_by_number))
         if numbered:
             return tuple(key for _, key in sorted(numbered))
     return ()
@@ -131,7 +156,13 @@ def _matching(path: Path, keys: Keys, name: str) -> list[str]:
     found = fnmatch.filter(keys, name)
     if not found:
         raise InputError(f"{path}: there is no array {name!r}; the file holds {_listed(keys)}.")
-    return found
+    return sorted(found, key=_by_number)
+
+
+def _by_number(name: str) -> list[str | int]:
+    """Sorts names with their numbers as numbers: joint_2 before joint_10."""
+    parts = re.split("([0-9]+)", name)
+    return [int(part) if place % 2 else part for place, part in enumerate(parts)]
 
 
 def _listed(keys: Keys) -> str:

@@ -16,7 +16,7 @@ from sorl.data.columns import Columns, columns_of, matrix
 from sorl.data.episodes import RewardRule, assemble
 from sorl.data.images import NO_STANDARDISING
 from sorl.data.importing.ends import with_meaning
-from sorl.data.importing.keys import Mapped, assign, parse_keys
+from sorl.data.importing.keys import Mapped, assign_alike, parse_keys
 from sorl.data.importing.log import Log
 from sorl.data.importing.writing import write_dataset
 from sorl.data.inspection import Inspection, inspect
@@ -98,13 +98,13 @@ def import_files(
     given = parse_keys(keys)
     found = _files(paths)
     logs = [_open(file) for file in found]
-    mapped = [assign(log.path, log.keys, given) for log in logs]
+    mapped = assign_alike(logs, given)
     source = str(found[0]) if len(found) == 1 else f"{found[0]} and {len(found) - 1} more"
 
     def stretches() -> Iterator[Columns]:
-        for number, (log, names) in enumerate(zip(logs, mapped, strict=True)):
+        for number, log in enumerate(logs):
             on_progress(number, len(logs))
-            yield from _columns(log, names, given)
+            yield from _columns(log, mapped, given)
         on_progress(len(logs), len(logs))
 
     logged = assemble(stretches(), rewards=rewards, source=source)
@@ -131,11 +131,12 @@ def import_files(
     origin = Origin(
         units,
         rewards,
-        {role: list(names) for role, names in mapped[0].items()},
+        {role: list(names) for role, names in mapped.items()},
         tuple({"file": str(file), "bytes": file.stat().st_size} for file in found),
     )
-    used = {name for names in mapped[0].values() for name in names}
-    report = inspect(logged, units, unused=[key for key in logs[0].keys if key not in used])
+    used = {name for names in mapped.values() for name in names}
+    there = dict.fromkeys(key for log in logs for key in log.keys)
+    report = inspect(logged, units, unused=[key for key in there if key not in used])
     write_dataset(path, logged, origin)
     files.write_json(report_path, {"data": path.name, "keys": origin.keys, **report.as_json()})
     return Imported(path, report_path, origin, report)
