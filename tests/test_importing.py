@@ -245,6 +245,31 @@ def test_an_array_that_one_episode_lacks_is_refused(missing: str, tmp_path: Path
     assert any("unneeded" in sentence for sentence in made.report.suspicious)
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_log_is_never_overwritten(overwrite: bool, tmp_path: Path) -> None:
+    path = logs.write_npz(tmp_path / "log.npz", LOG)
+    (tmp_path / "link.npz").symlink_to(path)
+    before = path.read_bytes()
+    for out in ("log", "log.npz", "link", "../" + tmp_path.name + "/log"):
+        message = refusal([path], tmp_path / out, overwrite=overwrite)
+        assert "is the log itself: choose another --out" in message
+    assert path.read_bytes() == before
+    assert (tmp_path / "link.npz").is_symlink()
+
+
+def test_tables_about_lerobots_data_are_left_alone(tmp_path: Path) -> None:
+    """As its third version lays them out."""
+    folder = logs.write_lerobot(tmp_path / "lerobot", LOG)
+    plain = import_files([folder], tmp_path / "plain")
+    (folder / "meta/episodes/chunk-000").mkdir(parents=True)
+    about = pa.table({"episode_index": range(4), "length": [5, 4, 7, 3]})
+    pq.write_table(about, folder / "meta/episodes/chunk-000/file-000.parquet")
+    pq.write_table(pa.table({"task": ["push"]}), folder / "meta/tasks.parquet")
+    made = import_files([folder], tmp_path / "made")
+    assert made.origin == plain.origin
+    np.testing.assert_equal(ends_of(made.path), ends_of(plain.path))
+
+
 def test_unknown_layouts_list_what_is_there(tmp_path: Path) -> None:
     np.savez(tmp_path / "odd.npz", position=np.zeros((4, 2)), torque=np.zeros((4, 1)))
     message = refusal([tmp_path / "odd.npz"], tmp_path / "out")

@@ -67,7 +67,8 @@ def import_files(
     """Import files of one log into `OUT.npz`, with a report in `OUT.report.json`.
 
     Args:
-        paths: files, or folders whose files of one format are meant, in the order of their names.
+        paths: files, or folders whose files of one format are meant, in the order of their names;
+            of LeRobot's folders those in `data`.
         out: name of the data set, with or without `.npz`.
         keys: what arrays mean where their names do not tell, such as
             `observations=obs/state,obs/goal`.
@@ -77,7 +78,7 @@ def import_files(
         standardize: likewise.
         like: a data set whose units are taken, so that both can be mixed; instead of the three
             arguments before.
-        overwrite: replace a data set that is there.
+        overwrite: replace a data set that is there, if it is none of the files.
         on_progress: called with how many files are read and how many there are.
 
     Raises:
@@ -87,8 +88,12 @@ def import_files(
     out = Path(out).expanduser()
     path = out if out.suffix == ".npz" else out.with_name(f"{out.name}.npz")
     report_path = path.with_name(f"{path.stem}.report.json")
-    if os.path.exists(path) and not overwrite:
-        raise InputError(f"{path} is there already: choose another --out, or --overwrite it.")
+    found = _files(paths)
+    if os.path.exists(path):
+        if any(os.path.samefile(path, file) for file in found):
+            raise InputError(f"{path} is the log itself: choose another --out.")
+        if not overwrite:
+            raise InputError(f"{path} is there already: choose another --out, or --overwrite it.")
     if like is not None and (standardize or action_low is not None or action_high is not None):
         raise InputError(
             "A data set that units are taken from decides ranges and standardisation: leave them "
@@ -96,7 +101,6 @@ def import_files(
         )
     units = None if like is None else _units_of(Path(like).expanduser())
     given = parse_keys(keys)
-    found = _files(paths)
     logs = [_open(file) for file in found]
     mapped = assign_alike(logs, given)
     source = str(found[0]) if len(found) == 1 else f"{found[0]} and {len(found) - 1} more"
@@ -149,6 +153,8 @@ def _files(paths: Sequence[Path | str]) -> list[Path]:
         if not path.is_dir():
             found.append(path)
             continue
+        if (path / "meta").is_dir() and (path / "data").is_dir():
+            path /= "data"  # LeRobot keeps tables about its data beside them
         inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in _FORMATS)
         kinds = {_FORMATS[file.suffix.lower()] for file in inside}
         if len(kinds) != 1:
