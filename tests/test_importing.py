@@ -426,6 +426,53 @@ def test_a_gap_in_the_count_of_steps_ends_an_episode(tmp_path: Path) -> None:
     assert any("1 places" in sentence for sentence in report.suspicious)
 
 
+def counted(strides: tuple[int, ...], path: Path, *, omitted: tuple[int, ...] = ()) -> Path:
+    """One episode of six rows for each stride between its steps, without some of all rows."""
+    rows = [
+        [f"{row}", f"{row / 20}", "0", f"{episode}", f"{stride * step}"]
+        for episode, stride in enumerate(strides)
+        for step, row in enumerate(range(6 * episode, 6 * episode + 6))
+        if row not in omitted
+    ]
+    _columns([["obs_0", "action_0", "reward", "episode", "step"], *rows])(path)
+    return path
+
+
+@given(stride=st.integers(1, 1000), omitted=st.sampled_from([(), (2,), (9,)]))
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_steps_may_be_counted_in_any_unit(
+    stride: int, omitted: tuple[int, ...], tmp_path: Path
+) -> None:
+    path = counted((stride, stride), tmp_path / "log.csv", omitted=omitted)
+    report = import_files([path], tmp_path / "made", overwrite=True).report
+    assert (report.episodes, report.seams) == (2 + len(omitted), len(omitted))
+    # At a gap a demonstration goes on: only its last step succeeds.
+    made = import_files([path], tmp_path / "made", rewards="success-at-end", overwrite=True)
+    assert (made.report.terminated, ends_of(made.path)["rewards"].sum()) == (2, 2)
+
+
+def test_steps_that_do_not_count_are_named_as_the_cause(tmp_path: Path) -> None:
+    path = counted((0, 0), tmp_path / "log.csv")
+    message = refusal([path], tmp_path / "out")
+    assert "cut at 10 places where the steps do not rise" in message
+    assert "--key steps=none" in message
+    assert import_files([path], tmp_path / "out", keys=["steps=none"]).report.episodes == 2
+
+
+@pytest.mark.parametrize("digits", [1, 9])
+def test_the_report_tells_what_follows_from_many_seams(digits: int, tmp_path: Path) -> None:
+    flat = logs.flat(LONG)
+    following = np.concatenate([one.observations[1:] for one in LONG])
+    flat["next_observations"] = following.astype(np.float64).round(digits)
+    np.savez(tmp_path / "log.npz", allow_pickle=False, **flat)
+    report = import_files([tmp_path / "log.npz"], tmp_path / "made").report
+    assert report.seams == (len(following) - len(LONG) if digits == 1 else 0)
+    told = [
+        sentence for sentence in report.suspicious if "fitted-Q estimates mean little" in sentence
+    ]
+    assert len(told) == (digits == 1)
+
+
 def test_the_report_tells_what_looks_wrong() -> None:
     from sorl.data.inspection import inspect
     from sorl.data.ranges import learn_units

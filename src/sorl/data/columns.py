@@ -7,7 +7,7 @@ terminations        the task is over, nothing comes after: not bootstrapped, [ro
 truncations         the log stops here, the task went on, [rows]
 next_observations   s', [rows, ...]
 episodes            a label that changes where an episode ends, [rows]
-steps               a count within the episode that rises by one, [rows]
+steps               a count within the episode that rises by the same whole number, [rows]
 """
 
 from __future__ import annotations

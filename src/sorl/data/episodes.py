@@ -96,8 +96,9 @@ def assemble(stretches: Iterable[Columns], *, rewards: RewardRule, source: str) 
         held = deque(stretches)
         demonstrations = all(it.terminations is None and it.truncations is None for it in held)
         stretches = (held.popleft() for _ in range(len(held)))  # so that each is freed when used
-    parts = []
+    parts, counted = [], False
     for columns in stretches:
+        counted |= columns.steps is not None
         if rewards == "logged" and columns.rewards is None:
             raise InputError(
                 f"{source}: there are no rewards. Name the column that holds them, or choose "
@@ -130,9 +131,14 @@ def assemble(stretches: Iterable[Columns], *, rewards: RewardRule, source: str) 
             together[name] = np.concatenate(values)
     joined = Logged(**together)
     if not len(joined.ends):
+        cause = (
+            f", cut at {joined.seams:,} places where the steps do not rise by their usual "
+            "difference: leave them out if they do not count steps (--key steps=none), or"
+        )
         raise InputError(
             f"{source}: no transition is left, since every episode has a single step whose "
-            "successor is not logged; give the next observations too."
+            f"successor is not logged{cause if counted and joined.seams else ';'} give the next "
+            "observations too."
         )
     return joined
 
@@ -147,9 +153,10 @@ def _rows_of(columns: Columns, rule: RewardRule, *, demonstrations: bool) -> Log
         both = int((terminated & columns.truncations).sum())
         if columns.done:
             terminated &= ~columns.truncations
-    ends, seams = _ends(columns, terminated)
+    ends, stated = _ends(columns, terminated)
     if demonstrations:
-        terminated |= ends
+        # A seam is an end only where nothing else tells of episodes.
+        terminated |= stated if columns.whole or columns.episodes is not None else ends
 
     known = ends & terminated
     if columns.next_observations is not None:
@@ -187,7 +194,7 @@ def _rows_of(columns: Columns, rule: RewardRule, *, demonstrations: bool) -> Log
         last[kept],
         terminated=int((ends & terminated).sum()),
         without_successor=int((ends & ~known).sum()),
-        seams=seams,
+        seams=int((ends & ~stated).sum()),
         too_short=int((lengths == 1).sum()),
         both_as_terminations=0 if columns.done else both,
         both_as_truncations=both if columns.done else 0,
@@ -205,8 +212,8 @@ def _following(here: np.ndarray, after: np.ndarray | None, count: int) -> np.nda
     return following
 
 
-def _ends(columns: Columns, terminated: np.ndarray) -> tuple[np.ndarray, int]:
-    """True on the last step of each episode, and how many of them are seams."""
+def _ends(columns: Columns, terminated: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """True on the last step of each episode, and on those alone that the log states: no seams."""
     ends = np.zeros(len(terminated), bool)
     ends[-1] = True
     if not columns.whole:
@@ -217,14 +224,16 @@ def _ends(columns: Columns, terminated: np.ndarray) -> tuple[np.ndarray, int]:
         ends[:-1] |= columns.episodes[1:] != columns.episodes[:-1]
     stated = ends.copy()
     if columns.steps is not None:
-        ends[:-1] |= columns.steps[1:] != columns.steps[:-1] + 1
+        rises = np.diff(columns.steps.astype(np.float64))
+        inside = rises[(rises > 0) & ~stated[:-1]]
+        ends[:-1] |= rises != inside.min(initial=np.inf)
     if columns.next_observations is not None:
         after = columns.observations[1 : len(ends)]
         ends[:-1] |= (columns.next_observations[:-1] != after).any(axis=1)
     if columns.images is not None and columns.next_images is not None:
         after = columns.images[1 : len(ends)]
         ends[:-1] |= (columns.next_images[:-1] != after).any(axis=(1, 2, 3))
-    return ends, int((ends & ~stated).sum())
+    return ends, stated
 
 
 def _rewards(columns: Columns, rule: RewardRule, succeeded: np.ndarray) -> np.ndarray:

@@ -17,6 +17,7 @@ from sorl.units import Units
 
 BINS = 10
 _MANY = 0.01  # shares of rows above this are worth a sentence
+_MANY_SEAMS = 0.03  # above this many episodes may be parts of one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,6 +194,14 @@ def _suspicious(
         sentences.append(
             f"episodes were cut at {found.seams:,} places where the next observation or the count "
             "of steps does not go on."
+        )
+    if found.seams > _MANY_SEAMS * found.transitions:
+        sentences.append(
+            f"these cuts are {found.seams / found.transitions:.0%} of the transitions: unless "
+            "episodes do end there, rows that are held out come from the same episodes as those "
+            "that are learnt from, and returns and fitted-Q estimates mean little; log next "
+            "observations with all digits of the observations and rows in their order, or leave "
+            "out what cuts them (--key next_observations=none steps=none)."
         )
     if found.both_as_terminations:
         sentences.append(
