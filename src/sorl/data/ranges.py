@@ -22,6 +22,7 @@ def learn_units(
     action_high: Bound = None,
     standardize: bool = False,
     source: str = "data",
+    remedy: str = "widen it, or leave it out to learn it",
 ) -> Units:
     """The units in which actions fill [-1, 1] and observations, if asked for, have unit variance.
 
@@ -34,9 +35,10 @@ def learn_units(
         standardize: whether observations are to be standardised by their mean and standard
             deviation; a constant entry becomes 0.
         source: file or origin that messages begin with.
+        remedy: what to do where actions are outside the bounds.
 
     Raises:
-        InputError: bounds of the wrong number, or actions outside them.
+        InputError: bounds that are no numbers or of the wrong number, or actions outside them.
     """
     size = actions.shape[1]
     low = _bound(source, "action_low", action_low, actions.min(axis=0), size)
@@ -47,8 +49,7 @@ def learn_units(
         row, column = (int(i) for i in np.argwhere(outside)[0])
         raise InputError(
             f"{source}: actions, row {row}, column {column}: {actions[row, column]:g} is outside "
-            f"the given range [{low[column]:g}, {high[column]:g}]; widen it, or leave it out to "
-            "learn it."
+            f"the given range [{low[column]:g}, {high[column]:g}]; {remedy}."
         )
     usual = (low == -1).all() and (high == 1).all()
     statistics = {}
@@ -70,7 +71,13 @@ def _numbers(array: np.ndarray) -> tuple[float, ...]:
 def _bound(source: str, name: str, given: Bound, learnt: np.ndarray, size: int) -> np.ndarray:
     if given is None:
         return learnt.astype(np.float32)
-    bound = np.atleast_1d(np.asarray(given, np.float32))
+    try:
+        bound = np.atleast_1d(np.asarray(given, np.float32))
+    except (TypeError, ValueError):
+        raise InputError(
+            f"{source}: {name} is {given!r}: give one number for all of the {size} action entries, "
+            "or one for each."
+        ) from None
     if bound.shape not in ((1,), (size,)) or not np.isfinite(bound).all():
         raise InputError(
             f"{source}: {name} has {bound.size} number(s): give one for all of the {size} action "
