@@ -326,6 +326,33 @@ def test_making_shards_goes_on(
     assert len(read) == 7, "what is complete is not read again"
 
 
+def test_more_shards_than_files_may_be_open_at_first(files_of: list[Path], tmp_path: Path) -> None:
+    """In a process of its own, since limits are of processes."""
+    made = make_shards(files_of[:1], tmp_path / "made")
+    told = json.loads((made.path / "shards.json").read_text())
+    names = [f"{number:05d}" for number in range(300)]
+    for name in names[1:]:
+        (made.path / name).symlink_to("00000")
+    garble(files=300, shards=[{**told["shards"][0], "name": name} for name in names])(made.path)
+    script = """
+import resource, sys
+from sorl.data.shards import open_shards
+from sorl.errors import InputError
+resource.setrlimit(resource.RLIMIT_NOFILE, tuple(map(int, sys.argv[2:])))
+try:
+    print(len(open_shards(sys.argv[1]).shards))
+except InputError as error:
+    print(error)
+"""
+
+    def opened(soft: int, hard: int) -> str:
+        command = [sys.executable, "-c", script, str(made.path), str(soft), str(hard)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    assert opened(128, 1200) == "300\n"
+    assert "too many files are open; allow more of them by `ulimit -n`" in opened(128, 256)
+
+
 def garble(**changes: Any) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         told = json.loads((folder / "shards.json").read_text())
@@ -390,6 +417,10 @@ def test_what_cannot_become_shards(
         make_shards([tmp_path], tmp_path / "out")
     with pytest.raises(InputError, match="Name at least one"):
         make_shards([], tmp_path / "out")
+    monkeypatch.setattr("sorl.data.sharding.load_dataset", None)  # nothing is loaded for nothing
+    with pytest.raises(InputError, match="Cannot write"):
+        make_shards(files_of, files_of[0] / "out")
+    monkeypatch.undo()
     with pytest.raises(InputError, match="rewards of one task, which counts as task 0"):
         make_shards(files_of, tmp_path / "out", tasks=(3,))
     with pytest.raises(InputError, match="holds no shards"):

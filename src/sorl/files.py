@@ -20,6 +20,7 @@ from sorl.errors import InputError
 _SAVING = ".saving-"
 _REMOVING = ".removing-"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_TOO_MANY = (errno.EMFILE, errno.ENFILE)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -134,6 +135,11 @@ def _sentence(error: OSError, doing: str, path: Path) -> str:
         )
     if error.errno in _FORBIDDEN:
         return f"Cannot {doing} {path}: permission is missing; change it or choose another folder."
+    if error.errno in _TOO_MANY:
+        return (
+            f"Cannot {doing} {path}: too many files are open; allow more of them by `ulimit -n` "
+            "and try again."
+        )
     if error.errno == errno.ENOENT and doing == "read":
         return f"There is no {path}: check the path."
     return f"Cannot {doing} {path}: {error.strerror or error}; check the path."

@@ -56,13 +56,14 @@ def make_shards(
         tasks = (0,) if name is None else range(1, 1 + NUMBER_OF_TASKS)
     made = _begun(out, paths, label, tuple(tasks))
     known = () if made is None else made.shards
+    with files.explained("write", out):
+        out.mkdir(parents=True, exist_ok=True)
     on_progress(len(known), len(paths))
     for index in range(len(known), len(paths)):
         dataset = load_dataset(environment, data=paths[index], tasks=tasks)
         _check_kind(made, dataset, paths[index])
         if made is None:
             made = Manifest(dataset.spec, label, dataset.tasks, dataset.units, len(paths), ())
-            out.mkdir(parents=True, exist_ok=True)
             made.write(out)
         shard = _write(out / f"{index:05d}", paths[index], dataset)
         made = made._replace(shards=(*made.shards, shard))

@@ -17,6 +17,7 @@ device, number by number: nothing is shuffled, and a run that goes on needs no r
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -38,6 +39,8 @@ FORMAT = 1
 MANIFEST = "shards.json"
 MOST_TRANSITIONS = 2**31 - 1
 """Numbers of transitions are drawn as 32-bit integers."""
+_OTHER_FILES = 512
+"""Room for files that this process has open beside its shards."""
 
 
 class Shard(NamedTuple):
@@ -323,9 +326,23 @@ def open_shards(path: Path | str) -> Shards:
         units=told.units,
         shards=told.shards,
     )
+    _allow_open_files(2 * len(shards.shards) + _OTHER_FILES)
     for index in range(len(shards.shards)):
         shards._open(index)
     return shards
+
+
+def _allow_open_files(count: int) -> None:
+    """Let this process have so many files open, as far as it may; every memory map keeps one."""
+    try:
+        import resource
+    except ImportError:  # Windows knows no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(ValueError, OSError):  # some systems allow less than they say
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def describe_shards(path: Path) -> str:
