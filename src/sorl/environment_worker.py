@@ -6,7 +6,6 @@ Never imports JAX, so that a worker starts quickly and stays small.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import math
 import mmap
 import os
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from sorl.errors import InputError
-from sorl.own_environments import make_own
+from sorl.own_environments import make_own, registered
 from sorl.own_names import is_own
 from sorl.spaces import Apart, take_apart
 
@@ -62,10 +61,8 @@ def _registered_id(environment_id: str) -> str:
     """
     import gymnasium
 
-    module, _, name = environment_id.rpartition(":")
-    if module:
-        importlib.import_module(module)  # registers its environments
-        return name
+    if ":" in environment_id:
+        return registered(environment_id)
     if environment_id in gymnasium.registry:
         return environment_id
     import ogbench  # noqa: F401  (registers its environments)
@@ -114,10 +111,11 @@ def make_environment(
         if render_size is not None and sizable and ours:
             options.update(width=render_size, height=render_size)
         environment = gymnasium.make(name, **options)
-    except (gymnasium.error.UnregisteredEnv, ModuleNotFoundError) as error:
+    except (gymnasium.error.Error, ModuleNotFoundError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
         raise InputError(
             f"There is no environment {environment_id!r}: give an OGBench name such as "
-            f"cube-single-play-singletask-task2-v0, or a registered gymnasium id ({error})."
+            f"cube-single-play-singletask-task2-v0, or a registered gymnasium id ({reason})."
         ) from error
     _sizes_or_close(environment, environment_id)
     return environment

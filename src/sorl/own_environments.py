@@ -27,6 +27,20 @@ if TYPE_CHECKING:
     import gymnasium
 
 
+def registered(environment_id: str) -> str:
+    """What stands behind `module:`, whose module is imported, for that registers its environments.
+
+    Raises:
+        ModuleNotFoundError: there is no such module.
+    """
+    module, _, name = environment_id.rpartition(":")
+    if module.startswith("."):  # else taken for a relative import, a TypeError
+        raise ModuleNotFoundError(f"No module named {module!r}")
+    if module:
+        importlib.import_module(module)
+    return name
+
+
 def make_own(environment_id: str, options: dict[str, Any]) -> InOwnUnits:
     """Make one.
 
@@ -53,9 +67,7 @@ def make_own(environment_id: str, options: dict[str, Any]) -> InOwnUnits:
             space = found.observation_space
             environment = found.recover_environment(eval_env=True, **options)
         else:
-            module, _, name = environment_id.removeprefix("gym:").rpartition(":")
-            if module:
-                importlib.import_module(module)  # registers its environments
+            name = registered(environment_id.removeprefix("gym:"))
             environment = gymnasium.make(name, **options)
     except (gymnasium.error.Error, ImportError, AttributeError) as error:
         lines = str(error).splitlines()
