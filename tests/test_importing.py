@@ -340,7 +340,7 @@ def test_units_are_given_taken_over_and_standardise(tmp_path: Path) -> None:
     wide = [one._replace(actions=9 * one.actions) for one in LOG]
     message = refusal([logs.write_npz(tmp_path / "w.npz", wide)], tmp_path / "no", like=first.path)
     assert "outside the given range" in message
-    assert f"import {first.path} anew with --action-low and --action-high" in message
+    assert f"import the files of {first.path} anew with --action-low and --action-high" in message
     alone = import_files([half], tmp_path / "alone")
     with pytest.raises(InputError, match=r"other units.*--like"):
         load_dataset(data=[first.path, alone.path])
@@ -349,10 +349,9 @@ def test_units_are_given_taken_over_and_standardise(tmp_path: Path) -> None:
 @pytest.mark.parametrize("bound", [["x"], [{}, 1], [1, [2]]])
 @pytest.mark.parametrize("name", ["action_low", "action_high"])
 def test_bounds_that_are_no_numbers(name: str, bound: Any) -> None:
+    bounds: dict[str, Any] = {name: np.array(bound, object)}
     with pytest.raises(InputError, match=f"^transitions: {name} is .*: give one number for all"):
-        sorl.Dataset.from_transitions(
-            np.zeros((3, 1)), np.zeros((3, 2)), rewards="zeros", **{name: np.array(bound, object)}
-        )
+        sorl.Dataset.from_transitions(np.zeros((3, 1)), np.zeros((3, 2)), rewards="zeros", **bounds)
 
 
 def test_transitions_in_any_order_are_kept_exactly(rng: np.random.Generator) -> None:

@@ -131,7 +131,7 @@ def import_files(
             action_low=units.action_low or -1,
             action_high=units.action_high or 1,
             source=source,
-            remedy=f"import {like} anew with --action-low and --action-high that hold both",
+            remedy=f"import the files of {like} anew with --action-low and --action-high for both",
         )
     origin = Origin(
         units,
