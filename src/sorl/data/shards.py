@@ -326,6 +326,7 @@ def open_shards(path: Path | str) -> Shards:
         units=told.units,
         shards=told.shards,
     )
+    # Twice, for what `select_tasks` gives opens them for itself.
     _allow_open_files(2 * len(shards.shards) + _OTHER_FILES)
     for index in range(len(shards.shards)):
         shards._open(index)
