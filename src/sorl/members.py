@@ -2,7 +2,8 @@
 
 Members are mapped on each device and laid over the devices: a GPU takes all of them in large
 kernels, while the cores of a CPU (as many devices as `jax_num_cpu_devices` says) take some each,
-which spares them from waiting for each other inside every small product.
+which spares them from waiting for each other inside every small product. Where accelerators cannot
+have equal shares, some train a copy of the last member, which nobody sees.
 
 Everything random in a member derives from its own task and seed and from the update's number, so
 members do not influence each other and nothing random has to be saved for a resume. Where batches
@@ -30,6 +31,7 @@ from sorl.hosts import fetch, place
 from sorl.types import MAX_SEED, Member, Spec, Transition
 
 State = TypeVar("State")
+Tree = TypeVar("Tree")
 
 Sums = dict[str, Float[Array, "*local"]]
 Healthy = Bool[Array, "*local"]
@@ -61,8 +63,8 @@ class Layout(NamedTuple):
     """What no update changes, laid over the devices.
 
     Attributes:
-        mesh: the devices: `MEMBERS` of them have an equal share of the members each, and `ROWS` of
-            them an equal share of the rows of their batches.
+        mesh: the devices: `MEMBERS` of them have a share of the members each, and `ROWS` of them an
+            equal share of the rows of their batches.
         task_index: position of each member's task in the data.
         keys: the key of each member's updates.
         limits: the largest loss of each member's critic that is no explosion.
@@ -75,8 +77,8 @@ class Layout(NamedTuple):
 
     @property
     def over_members(self) -> NamedSharding:
-        """How arrays with a leading axis of members are laid out."""
-        return NamedSharding(self.mesh, PartitionSpec(MEMBERS))
+        """How arrays with a leading axis of members are laid out: whole where shares differ."""
+        return _over_members(self.mesh, len(self.limits))
 
     @property
     def everywhere(self) -> NamedSharding:
@@ -252,6 +254,8 @@ def on_every_device(
 ) -> Callable[..., Any]:
     """A function of all members, made of one of the members of a single device.
 
+    To run inside a compiled program.
+
     Args:
         function: its arguments and results have leading axes of members, but for those arguments
             that all members share.
@@ -262,6 +266,14 @@ def on_every_device(
 
     def on_all(*arguments: Any) -> Any:
         specs = tuple(same if i in shared else split for i in range(len(arguments)))
+        first = next(argument for i, argument in enumerate(arguments) if i not in shared)
+        members = len(jax.tree.leaves(first)[0])
+        copies = -members % mesh.shape[MEMBERS]
+        if copies:
+            arguments = tuple(
+                argument if i in shared else _with_copies(argument, copies)
+                for i, argument in enumerate(arguments)
+            )
         # Nothing is exchanged between members, so there is nothing to check.
         mapped = jax.shard_map(
             function,
@@ -271,9 +283,26 @@ def on_every_device(
             axis_names={MEMBERS},
             check_vma=False,
         )
-        return mapped(*arguments)
+        result = mapped(*arguments)
+        if copies:
+            result = jax.tree.map(lambda leaf: leaf[:members], result)
+        # Where the next call wants them, so that it is the same program.
+        return jax.lax.with_sharding_constraint(result, _over_members(mesh, members))
 
     return on_all
+
+
+def _over_members(mesh: Mesh, members: int) -> NamedSharding:
+    groups = mesh.shape[MEMBERS]
+    split = groups > 1 and members % groups == 0
+    return NamedSharding(mesh, PartitionSpec(MEMBERS) if split else PartitionSpec())
+
+
+def _with_copies(tree: Tree, copies: int) -> Tree:
+    """Arrays of members with so many copies of the last member behind."""
+    members = len(jax.tree.leaves(tree)[0])
+    places = np.minimum(np.arange(members + copies), members - 1)
+    return jax.tree.map(lambda leaf: leaf[places], tree)
 
 
 def share_rows(batch: Transition, mesh: Mesh) -> Transition:
@@ -348,16 +377,29 @@ def snapshot_of(
 
 
 def _mesh(members: int, batch_devices: int) -> Mesh:
-    """The largest number of groups of devices that takes equal shares of the members."""
+    """The groups of devices that the members are shared among.
+
+    Devices of a CPU are its cores, which are not idle while one of them works on a program: there
+    shares are equal, of as many groups as that allows. Other devices are idle without a share: of
+    them as many groups as make the largest share the smallest.
+    """
     devices = jax.devices()
     groups = len(devices) // batch_devices
     if groups < 1:
         raise InputError(
             f"batch_devices={batch_devices} is not possible: there are {len(devices)} devices."
         )
-    count = max(n for n in range(1, min(members, groups) + 1) if members % n == 0)
+    if _share_cores(devices):
+        count = max(n for n in range(1, min(members, groups) + 1) if members % n == 0)
+    else:
+        largest_share = -(-members // groups)
+        count = -(-members // largest_share)
     chosen = np.asarray(devices[: count * batch_devices]).reshape(count, batch_devices)
     return Mesh(chosen, (MEMBERS, ROWS))
+
+
+def _share_cores(devices: Sequence[Any]) -> bool:
+    return devices[0].platform == "cpu"
 
 
 def _split_keys(members: Sequence[Member]) -> tuple[Key[Array, " members"], Key[Array, " members"]]:

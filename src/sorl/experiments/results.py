@@ -159,8 +159,12 @@ def _note(experiment: Experiment, origin: Mapping[str, Any], rows: Rows) -> str:
             f" {seeds} seeds, {origin['episodes']} episodes for each budget, task and seed in one "
             "evaluation; scores are means over the last three evaluations, with 95% bootstrap "
             f"intervals over seeds. {CAUTION + ' ' if seeds < FEW_RUNS else ''}"
-            f"{origin['parts']} runs,"
+            f"{_count(origin, 'run')},"
         )
     else:
-        text += f" {origin['parts']} measurements,"
+        text += f" {_count(origin, 'measurement')},"
     return f"{text} each on {_machines(origin)}, begun {_dates(origin)}."
+
+
+def _count(origin: Mapping[str, Any], what: str) -> str:
+    return f"{origin['parts']} {what}{'s'[: origin['parts'] != 1]}"
