@@ -17,6 +17,9 @@ import pytest
 from fastapi import FastAPI
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.types import Message
 
 from served import OBSERVATION, small_policy
 from sorl.choices import Choice
@@ -24,6 +27,7 @@ from sorl.deployment.policy import Policy
 from sorl.deployment.serving.app import create_app
 from sorl.deployment.serving.batching import Batcher, Offer, Plan
 from sorl.deployment.serving.counters import ServerMetrics
+from sorl.deployment.serving.request_body import read_json
 from sorl.deployment.serving.schemas import Limits
 from sorl.errors import InputError
 from sorl.inference import Strategy
@@ -215,6 +219,7 @@ def test_metrics(policy: Policy) -> None:
         (b'{"observations": [[NaN, 0, 0]]}', 400, "NaN is not a number"),
         (b'{"observations": [[-Infinity, 0, 0]]}', 400, "-Infinity is not a number"),
         (b'{"seed": 1, "seed": 2}', 400, "'seed' occurs twice"),
+        (json.dumps({str(i): 0 for i in range(65)}).encode(), 422, "more than 64 names"),
         (b"[" * 4000, 400, "nested too deeply"),
         (b'{"seed": ' + b"1" * 4400 + b"}", 400, "limit"),
         (b'{"observations": [[1e999, 0, 0]]}', 422, "observations[0][0]: "),
@@ -239,6 +244,7 @@ def test_bad_bodies(app: FastAPI, content: bytes, status: int, expected: str) ->
         ({"observations": [[0, 0]]}, "observations[0]: "),
         ({"observations": [[0, 0, 2e9]]}, "observations[0][2]: "),
         ({"observations": [[0, "0", True]]}, "(and 1 more)"),
+        ({"observations": [[0, "0", True]] * 2, "seed": -1}, "(and 2 more)"),
         ({"observations": [[0, None, 0]]}, "observations[0][1]: "),
         ({"observations": "AAAA"}, "observations: "),
         ({"steps": 3}, "a power of two"),
@@ -284,6 +290,21 @@ def test_a_body_of_unknown_length_is_bounded(app: FastAPI) -> None:
 
     assert "larger than 4864" in refused(raw(app, endless()), 413)
     assert sent < 20_000
+
+
+def test_many_names_take_no_longer_than_reading_them() -> None:
+    """Every other request waits in the meantime."""
+    names = ",".join(f'"{number}":0' for number in range(50_000))
+    body = f'{{{names},"49999":0}}'.encode()
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": body}
+
+    headers = [(b"content-type", b"application/json")]
+    began = time.monotonic()
+    with pytest.raises(HTTPException, match="more than 64 names"):
+        asyncio.run(read_json(Request({"type": "http", "headers": headers}, receive), len(body)))
+    assert time.monotonic() - began < 5
 
 
 def test_a_slow_body(policy: Policy) -> None:

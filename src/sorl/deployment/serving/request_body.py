@@ -1,7 +1,8 @@
 """The body of a request: read within bounds of size, parsed more strictly than JSON parsers do.
 
 What is wrong is an `HTTPException` with one sentence: 413 too large, 415 no JSON by its own word,
-400 no JSON in fact. Names that occur twice, NaN, Infinity and bytes that are no UTF-8 are none.
+400 no JSON in fact, 422 an object of more than `MAX_NAMES` names. Names that occur twice, NaN,
+Infinity and bytes that are no UTF-8 are no JSON.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
+
+MAX_NAMES = 64
+"""Most names of one object: each that no field has would be an error to tell, and takes time."""
 
 
 async def read_json(request: Request, most: int) -> Any:
@@ -53,11 +57,15 @@ def _parsed(body: bytes) -> Any:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{ascii(twice)[:80]} occurs twice in one object")
+    if len(pairs) > MAX_NAMES:
+        raise HTTPException(
+            422, f"An object of the body has more than {MAX_NAMES} names: give fields of /docs."
+        )
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"{ascii(name)[:80]} occurs twice in one object")
+        found[name] = value
     return found
 
 

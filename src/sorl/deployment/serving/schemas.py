@@ -5,7 +5,15 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    FailFast,
+    Field,
+    ValidationError,
+    create_model,
+)
 
 from sorl import inference
 from sorl.algorithm import AbstractScoredPolicy
@@ -179,6 +187,8 @@ def request_model(batcher: Batcher, limits: Limits) -> type[BaseModel]:
     samplers = servable_samplers(policy, steps)
     number = Annotated[float, Field(ge=-MAX_ENTRY, le=MAX_ENTRY, allow_inf_nan=False)]
     row = Annotated[list[number], Field(min_length=size, max_length=size)]
+    # Errors of one row are enough: a batch of wrong images would be a hundred thousand.
+    rows = Annotated[list[row], FailFast()]  # pyright: ignore[reportInvalidTypeForm]
     whole = Annotated[int, BeforeValidator(_whole)]
     # The schema also says which combinations there are; they are checked where they are made.
     together: dict[str, Any] = {
@@ -204,7 +214,7 @@ def request_model(batcher: Batcher, limits: Limits) -> type[BaseModel]:
         __config__=ConfigDict(strict=True, extra="forbid", json_schema_extra=together),
         __doc__="Observations, and the compute for each of them.",
         observations=(
-            list[row],  # pyright: ignore[reportInvalidTypeForm]
+            rows,
             Field(
                 min_length=1,
                 max_length=batcher.max_batch,
@@ -262,7 +272,7 @@ def request_model(batcher: Batcher, limits: Limits) -> type[BaseModel]:
 
 
 def sentence(error: ValidationError) -> str:
-    """The first thing that is wrong with a request, and how many more there are."""
+    """The first thing that is wrong with a request, and how many more were found."""
     first, *others = error.errors(include_url=False, include_context=False, include_input=False)
     place = "The body"
     for step in first["loc"]:
