@@ -236,6 +236,27 @@ def test_a_full_queue_refuses_and_recovers(policy: Policy, monkeypatch: pytest.M
     served(policy, use, max_queue=3)
 
 
+def test_a_refused_order_takes_no_place_among_the_plans_and_asked_is_not_compiled(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def use(batcher: Batcher) -> None:
+        batcher.warm_up([Plan(ONE)])
+        with held(policy, monkeypatch, steps=4) as release:
+            running = asyncio.ensure_future(batcher.act(order(budget=FOUR)))
+            await asyncio.sleep(0.05)
+            assert batcher.budgets == [ONE], "it is being compiled"
+            queued = asyncio.ensure_future(batcher.act(order(budget=FOUR)))
+            await asyncio.sleep(0)
+            with pytest.raises(OverloadedError):
+                await batcher.act(order(budget=BEST))
+            release.set()
+            await asyncio.gather(running, queued)
+        assert batcher.budgets == [ONE, FOUR]
+        await batcher.act(order(budget=Budget(2, 1)))  # the third
+
+    served(policy, use, max_queue=1, max_plans=3)
+
+
 def test_closing_answers_what_waits(policy: Policy) -> None:
     async def use(batcher: Batcher) -> None:
         batcher.warm_up([Plan(ONE)])
@@ -367,6 +388,37 @@ def test_a_crowd_shares_what_the_most_urgent_can_have(
     outcomes, batches = served(policy, use, offers=GENEROUS)
     assert [outcome.budget for outcome in outcomes] == [ONE, ONE, ONE, FOUR, FOUR, ONE]
     assert sorted(batch.orders for batch in batches) == [1, 2, 4]
+
+
+def test_a_patient_deadline_does_not_let_hasty_ones_pass_those_without(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+
+    async def use(batcher: Batcher) -> None:
+        batcher.warm_up([Plan(ONE), Plan(FOUR), Plan(Budget(2, 1))])
+
+        async def ask(name: str, **how: Any) -> None:
+            await batcher.act(order(**how))
+            done.append(name)
+
+        with held(policy, monkeypatch, steps=2) as release:
+            tasks = [asyncio.ensure_future(batcher.act(order(budget=Budget(2, 1))))]
+            await asyncio.sleep(0.05)
+            for name, how in (
+                ("patient", {"budget": None, "deadline_ms": 1e8}),
+                ("none", {"budget": FOUR}),
+                ("hasty", {"budget": None, "deadline_ms": 7e5}),
+            ):
+                tasks.append(asyncio.ensure_future(ask(name, **how)))
+                await asyncio.sleep(0.01)
+            release.set()
+            await asyncio.gather(*tasks)
+
+    # The hasty one goes alone, since for the patient one more would be bought.
+    offers = [Offer(1e5, Plan(ONE)), Offer(1e6, Plan(Budget(2, 1)))]
+    served(policy, use, offers=offers)
+    assert done.index("none") < done.index("hasty")
 
 
 def test_a_deadline_that_passes_in_the_queue_fails_at_once(

@@ -3,10 +3,10 @@
     order -> the queue of its plan -> a batch when due -> padded to a power of two -> the policy
 
 An order waits for company until its plan's queue fills a batch, at most `max_wait_ms`. While a
-batch is computed, what arrives collects by itself. The order that is due longest goes first, so no
-plan starves. Padding only adds rows that nobody reads: every row has a key of its own, so a row's
-action depends on its observation and its seed alone (to rounding: programs for different batch
-sizes may add up in a different order).
+batch is computed, what arrives collects by itself. The batch with the order that is due longest
+goes first, so no plan starves. Padding only adds rows that nobody reads: every row has a key of its
+own, so a row's action depends on its observation and its seed alone (to rounding: programs for
+different batch sizes may add up in a different order).
 
 Two threads compute. One runs programs that are compiled; the other runs what has to be compiled
 first, one at a time, so that only orders of that very plan wait for it. What they still share is
@@ -235,8 +235,8 @@ class Batcher:
 
     @property
     def budgets(self) -> list[Budget]:
-        """Budgets that were compiled in the warm-up, or asked for since."""
-        return sorted({plan.budget for plan in self._plans if plan.budget is not None})
+        """Budgets that are compiled, from the warm-up or since."""
+        return sorted({plan.budget for plan, _ in self._warm if plan.budget is not None})
 
     def warm_up(
         self,
@@ -282,11 +282,11 @@ class Batcher:
         if self._stopping:
             raise StoppingError("The server is stopping: ask another one.")
         self._check(order)
-        self._admit(order.plan)
         if self.waiting >= self.max_queue:
             raise OverloadedError(
                 f"{self.max_queue} requests are waiting already: ask again a little later."
             )
+        self._admit(order.plan)
         due = order.arrival + (0 if order.deadline_ms is not None else self.max_wait_ms / 1e3)
         waiting = _Waiting(order, asyncio.get_running_loop().create_future(), due)
         self._queues.setdefault(order.plan, []).append(waiting)
@@ -340,11 +340,11 @@ class Batcher:
             return
         inference.check(self.policy.module, plan.budget, plan.strategy)
         if len(self._plans) >= self._max_plans:
-            known = ", ".join(map(str, self.budgets))
+            budgets = {known.budget for known in self._plans if known.budget is not None}
             raise UnpreparedError(
                 f"The server has compiled {self._max_plans} combinations of budget, sampler, "
                 f"verifier and choice and takes no new one: use one that was used before (budgets "
-                f"{known})."
+                f"{', '.join(map(str, sorted(budgets)))})."
             )
         self._plans.add(plan)
 
@@ -368,7 +368,8 @@ class Batcher:
         self._idle.set()
 
     def _next(self, now: float) -> tuple[Plan, list[_Waiting]] | None:
-        for wanted, queue in sorted(self._queues.items(), key=lambda item: item[1][0].due):
+        ready = []
+        for wanted, queue in list(self._queues.items()):
             if wanted.budget is None:
                 batch = self._before_deadline(queue, now)
             else:
@@ -378,8 +379,9 @@ class Batcher:
             if batch is None or batch[0] in self._compiling:
                 continue
             if not self._lane(*batch).busy:
-                return batch
-        return None
+                ready.append(batch)
+        # Not by the heads of the queues: a deadline far off may wait long before its batch comes.
+        return min(ready, key=lambda batch: min(one.due for one in batch[1]), default=None)
 
     def _before_deadline(
         self, queue: list[_Waiting], now: float
