@@ -239,6 +239,20 @@ def test_a_client_that_does_not_take_its_answers(policy: Policy) -> None:
         assert httpx.get(f"{url}/healthz").status_code == 200
 
 
+def test_connections_are_bounded(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "MAX_CONNECTIONS", 2)
+    with running(policy) as url, contextlib.ExitStack() as stack:
+        host, port = url.removeprefix("http://").split(":")
+        for _ in range(2):
+            stack.enter_context(socket.create_connection((host, int(port)), timeout=20))
+        said, seconds = talk(url, pause=0)
+        assert said == b""
+        assert seconds < 5, "cut off at once, not when its time is over"
+        stack.close()
+        time.sleep(0.2)  # until the server has noticed
+        assert httpx.get(f"{url}/healthz").status_code == 200
+
+
 def test_what_is_no_http_at_all(policy: Policy) -> None:
     with running(policy) as url:
         said, _ = talk(url, b"\x16\x03\x01 hello\r\n\r\n", pause=0)

@@ -307,6 +307,34 @@ def test_many_names_take_no_longer_than_reading_them() -> None:
     assert time.monotonic() - began < 5
 
 
+def test_bodies_that_are_read_at_a_time_are_bounded(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sorl.deployment.serving.app._MOST_BYTES", 2 * 4864)
+    app = made(policy)
+    now, most = 0, 0
+
+    async def body() -> Any:
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        yield b"{"
+        await asyncio.sleep(0.02)
+        now -= 1
+        yield b"}"
+
+    async def main() -> list[httpx.Response]:
+        headers = {"Content-Type": "application/json"}
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            asked = (client.post("/act", content=body(), headers=headers) for _ in range(6))
+            return await asyncio.gather(*asked)
+
+    for response in asyncio.run(main()):
+        assert refused(response, 422) == "observations: field required; see /docs."
+    assert most == 2
+
+
 def test_a_slow_body(policy: Policy) -> None:
     async def slow() -> Any:
         yield b"{"

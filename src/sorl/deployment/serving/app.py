@@ -73,6 +73,9 @@ from sorl.inference import Strategy
 from sorl.types import Budget
 from sorl.verifiers import Verifier
 
+_MOST_BYTES = 2**28
+"""Bodies that are read at a time have no more bytes together, but one there always is."""
+
 _OPEN = ("/healthz", "/docs", "/openapi.json")
 """Paths that need no token: they tell nothing that the policy has learned."""
 
@@ -97,6 +100,7 @@ def create_app(
     asks = request_model(batcher, limits)
     max_body = 4096 + 64 * batcher.max_batch * policy.spec.observation_size
     served = _described(batcher, limits, max_body)
+    reading = asyncio.Semaphore(max(1, _MOST_BYTES // max_body))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -120,6 +124,25 @@ def create_app(
     bearer = HTTPBearer(scheme_name="token", auto_error=False)
     asking: list[Any] = [] if token is None else [Security(bearer)]
 
+    async def ordered(request: Request) -> Order:
+        """What a request asks for, apart from its body, which need not stay while it waits."""
+        # The listener notes it; other servers that run this application do not.
+        arrival = request.scope.get("state", {}).get("arrival", time.monotonic())
+        try:
+            async with asyncio.timeout(limits.max_seconds), reading:
+                body = await read_json(request, max_body)
+        except TimeoutError as error:
+            raise HTTPException(
+                408,
+                f"The body did not arrive within {limits.max_seconds:g} s: send it faster, or "
+                "when others send less.",
+            ) from error
+        try:
+            asked = asks.model_validate(body).model_dump(exclude_unset=True)
+        except ValidationError as error:
+            raise HTTPException(422, sentence(error)) from error
+        return _order(asked, policy, arrival)
+
     @app.post(
         "/act",
         summary="Choose actions",
@@ -138,22 +161,9 @@ def create_app(
 
         Give `steps` and `best_of`, or a `deadline_ms`, or nothing for the method's own budget.
         """
-        # The listener notes it; other servers that run this application do not.
-        arrival = request.scope.get("state", {}).get("arrival", time.monotonic())
+        order = await ordered(request)
         try:
-            async with asyncio.timeout(limits.max_seconds):
-                body = await read_json(request, max_body)
-        except TimeoutError as error:
-            raise HTTPException(
-                408, f"The body did not arrive within {limits.max_seconds:g} s: send it faster."
-            ) from error
-        try:
-            asked = asks.model_validate(body).model_dump(exclude_unset=True)
-        except ValidationError as error:
-            raise HTTPException(422, sentence(error)) from error
-        order = _order(asked, policy, arrival)
-        try:
-            async with asyncio.timeout(arrival + limits.max_seconds - time.monotonic()):
+            async with asyncio.timeout(order.arrival + limits.max_seconds - time.monotonic()):
                 outcome = await batcher.act(order)
         except TimeoutError as error:
             raise HTTPException(

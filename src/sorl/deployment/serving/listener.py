@@ -2,7 +2,7 @@
 
 Without a token only this machine may: the address has to be a loopback address. A client that
 dawdles is cut off, whatever it dawdles with: a request has to arrive whole, and its answer has to
-be taken, within the server's limit of time.
+be taken, within the server's limit of time. So is who comes when there are `MAX_CONNECTIONS`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ from sorl import files
 from sorl.errors import InputError
 
 TOKEN_VARIABLE = "SORL_SERVE_TOKEN"
+
+MAX_CONNECTIONS = 1024
+"""Each keeps up to 64 KiB of what it has sent before anybody reads it."""
 
 
 def read_token(path: Path | None) -> str | None:
@@ -159,6 +162,8 @@ class _ImpatientProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         super().connection_made(transport)
+        if len(self.connections) > MAX_CONNECTIONS:
+            transport.abort()
         self._arriving = self._cut_later()
 
     def data_received(self, data: bytes) -> None:
