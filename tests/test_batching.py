@@ -403,7 +403,7 @@ def test_a_patient_deadline_does_not_let_hasty_ones_pass_those_without(
             done.append(name)
 
         with held(policy, monkeypatch, steps=2) as release:
-            tasks = [asyncio.ensure_future(batcher.act(order(budget=Budget(2, 1))))]
+            tasks = [asyncio.ensure_future(ask("held", budget=Budget(2, 1)))]
             await asyncio.sleep(0.05)
             for name, how in (
                 ("patient", {"budget": None, "deadline_ms": 1e8}),

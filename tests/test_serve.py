@@ -158,7 +158,7 @@ def test_a_signal_ends_it_when_everything_is_answered(
         host, port = url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=30) as client:
             body = json.dumps({"observations": ROW, "steps": 1}).encode()
-            head = f"POST /act HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+            head = f"POST /act HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
             client.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + body)
             time.sleep(0.2)
             process.send_signal(number)
@@ -201,7 +201,8 @@ def talk(url: str, *parts: bytes, pause: float) -> tuple[bytes, float]:
 
 
 HEAD = (
-    b"POST /act HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 60\r\n\r\n"
+    b"POST /act HTTP/1.1\r\nHost: localhost\r\n"
+    b"Content-Type: application/json\r\nContent-Length: 60\r\n\r\n"
 )
 
 
@@ -228,7 +229,7 @@ def test_a_client_that_does_not_take_its_answers(policy: Policy) -> None:
         host, port = url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=20) as client:
             client.setblocking(False)
-            request = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
+            request = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n"
             with pytest.raises(ConnectionError):  # noqa: PT012 - asked until it is cut off
                 end = time.monotonic() + 30
                 while time.monotonic() < end:

@@ -7,6 +7,7 @@ import json
 import re
 import threading
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +45,22 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Policy:
     return small_policy(tmp_path_factory.mktemp("policies") / "policy")
 
 
-def made(policy: Policy, *, token: str | None = None, seconds: float = 30, **options: Any) -> Any:
+def made(
+    policy: Policy,
+    *,
+    token: str | None = None,
+    host: str = "localhost",
+    seconds: float = 30,
+    **options: Any,
+) -> Any:
     metrics = ServerMetrics()
     batcher = Batcher(policy, max_batch=4, on_batch=metrics.count_batch, **options)
     return create_app(
-        batcher, metrics, limits=Limits(max_best_of=8, max_seconds=seconds), token=token
+        batcher,
+        metrics,
+        limits=Limits(max_best_of=8, max_seconds=seconds),
+        token=token,
+        host=host,
     )
 
 
@@ -60,7 +72,7 @@ def app(policy: Policy) -> FastAPI:
 def ask(app: FastAPI, method: str, path: str, **options: Any) -> httpx.Response:
     async def main() -> httpx.Response:
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://served") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             return await client.request(method, path, **options)
 
     return asyncio.run(main())
@@ -180,7 +192,9 @@ def test_health_and_pages(app: FastAPI) -> None:
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", page.text)
     schema = ask(app, "GET", "/openapi.json").json()
     declared = set(schema["paths"]["/act"]["post"]["responses"])
-    assert declared == {"200"} | {str(s) for s in (400, 408, 409, 413, 415, 422, 500, 503, 504)}
+    assert declared == {"200"} | {
+        str(s) for s in (400, 408, 409, 413, 415, 421, 422, 500, 503, 504)
+    }
 
 
 def test_metrics(policy: Policy) -> None:
@@ -314,7 +328,7 @@ def test_bodies_that_are_read_at_a_time_are_bounded(
     app = made(policy)
     now, most = 0, 0
 
-    async def body() -> Any:
+    async def body() -> AsyncIterator[bytes]:
         nonlocal now, most
         now += 1
         most = max(most, now)
@@ -356,7 +370,7 @@ def test_an_answer_that_takes_too_long(policy: Policy, monkeypatch: pytest.Monke
 
     async def main() -> list[httpx.Response]:
         async with httpx.AsyncClient(
-            transport=httpx.ASGITransport(app), base_url="http://served"
+            transport=httpx.ASGITransport(app), base_url="http://localhost"
         ) as client:
             tasks = []
             for _ in range(3):
@@ -420,6 +434,45 @@ def test_the_token(policy: Policy) -> None:
     }
     assert schema["paths"]["/act"]["post"]["security"] == [{"token": []}]
     assert "401" in schema["paths"]["/policy"]["get"]["responses"]
+
+
+@pytest.mark.parametrize(
+    ("host", "own", "answered"),
+    [
+        ("localhost:8000", "localhost", True),
+        ("LocalHost", "localhost", True),
+        ("127.0.0.1:8000", "127.0.0.1", True),
+        ("127.1.2.3", "localhost", True),
+        ("[::1]:8000", "localhost", True),
+        ("robot:8000", "robot", True),
+        ("robot:8000", "127.0.0.1", False),
+        ("evil.example:8000", "localhost", False),
+        ("localhost.evil.example", "localhost", False),
+        ("127.0.0.1.evil.example", "localhost", False),
+        ("192.168.0.7", "localhost", False),
+        ("[::2]", "localhost", False),
+        ("", "localhost", False),
+    ],
+)
+def test_without_a_token_only_names_of_this_machine_are_answered(
+    policy: Policy, host: str, own: str, answered: bool
+) -> None:
+    """A page of evil.example could let that name lead to 127.0.0.1 and read the answers."""
+    app = made(policy, host=own)
+    headers = {"Host": host}
+    body = {"observations": ONE_ROW, "steps": 3}
+    for response in (
+        ask(app, "GET", "/policy", headers=headers),
+        ask(app, "POST", "/act", headers=headers, json=body),
+    ):
+        if answered:
+            assert response.status_code in (200, 422)
+        else:
+            assert f"asks for {host!a}: ask for localhost" in refused(response, 421)
+    assert ask(app, "GET", "/healthz", headers=headers).status_code == 200
+    with_token = made(policy, token=TOKEN)
+    headers["Authorization"] = f"Bearer {TOKEN}"
+    assert ask(with_token, "GET", "/policy", headers=headers).status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ def _serve(
         offers=offers,
         on_batch=metrics.count_batch,
     )
-    app = create_app(batcher, metrics, limits=limits, token=token)
+    app = create_app(batcher, metrics, limits=limits, token=token, host=host)
     server = listener.Server(app, max_seconds=max_seconds)
     ours = listener.listen(host, port, token=token)
     interruption = Interruption(server.stop, "stopped before everything was answered.")

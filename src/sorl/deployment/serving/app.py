@@ -9,9 +9,10 @@
 Every error is `{"error": "one sentence"}`:
 
     400 no JSON, 401 no token, 404 no such path, 405 no such method, 408 body too slow, 413 body too
-    large, 415 not declared as JSON, 422 values that the policy cannot serve, 409 what it has not
-    been prepared for (a deadline without calibration), 503 overloaded or stopping, 504 a deadline
-    or the server's own limit of time that cannot be met, 500 a defect (the log has the traceback)
+    large, 415 not declared as JSON, 421 asked by the name of another host, 422 values that the
+    policy cannot serve, 409 what it has not been prepared for (a deadline without calibration), 503
+    overloaded or stopping, 504 a deadline or the server's own limit of time that cannot be met, 500
+    a defect (the log has the traceback)
 
 A deadline counts from the arrival of the request's head to the computed action: reading the body
 and waiting in the queue are taken off, the way through the network is not. Requests that cannot
@@ -55,6 +56,7 @@ from sorl.deployment.serving.batching import (
     UnpreparedError,
 )
 from sorl.deployment.serving.counters import CONTENT_TYPE_LATEST, ServerMetrics
+from sorl.deployment.serving.listener import is_local
 from sorl.deployment.serving.request_body import read_json
 from sorl.deployment.serving.schemas import (
     CHOSEN_BY_DEADLINE,
@@ -86,6 +88,7 @@ def create_app(
     *,
     limits: Limits = Limits(),  # noqa: B008 - frozen
     token: str | None = None,
+    host: str = "localhost",
 ) -> FastAPI:
     """The application; `batcher` is closed when the application shuts down.
 
@@ -94,6 +97,8 @@ def create_app(
         metrics: counts requests; the batcher counts its batches there.
         limits: what one request may ask for.
         token: what clients have to send as `Authorization: Bearer ...`; None asks for nothing.
+        host: where there is no token, the name that clients may give besides localhost and loopback
+            addresses.
     """
     policy = batcher.policy
     metrics.watch_queue(lambda: batcher.waiting)
@@ -118,8 +123,8 @@ def create_app(
     )
     for kind, handler in _HANDLERS.items():
         app.add_exception_handler(kind, handler)
-    app.add_middleware(_Gate, token=token, metrics=metrics)
-    guarded: dict[int | str, dict[str, Any]] = {} if token is None else _declared(401)
+    app.add_middleware(_Gate, token=token, host=host, metrics=metrics)
+    guarded = _declared(421 if token is None else 401)
     # It only declares the token; `_Gate` asks for it, whatever the path.
     bearer = HTTPBearer(scheme_name="token", auto_error=False)
     asking: list[Any] = [] if token is None else [Security(bearer)]
@@ -324,6 +329,7 @@ _MEANING = {
     409: "The policy or the server has not been prepared for this.",
     413: "The body is too large.",
     415: "The body is not declared to be JSON.",
+    421: "The request is for the name of another host, and there is no token.",
     422: "The policy cannot serve what is asked.",
     500: "A defect of the server.",
     503: "Too many requests wait, or the server is stopping; Retry-After tells seconds.",
@@ -369,10 +375,15 @@ _HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitable[Respon
 
 
 class _Gate:
-    """Every request passes here: it is counted, and must show the token where one is asked for."""
+    """Every request passes here: it is counted, and must show the token where one is asked for.
 
-    def __init__(self, app: ASGIApp, token: str | None, metrics: ServerMetrics) -> None:
+    Without one it must come by a name of this machine: pages of whoever owns another name could let
+    that name lead here, and a browser would then give them the answers.
+    """
+
+    def __init__(self, app: ASGIApp, token: str | None, host: str, metrics: ServerMetrics) -> None:
         self._app = app
+        self._host = host
         self._expected = None if token is None else token.encode()
         self._metrics = metrics
 
@@ -389,28 +400,40 @@ class _Gate:
             await send(message)
 
         try:
-            if self._admits(scope):
-                await self._app(scope, receive, noted)
-            else:
-                refusal = _error(
-                    401,
-                    "The token is missing or wrong: send it as Authorization: Bearer TOKEN.",
-                    {"WWW-Authenticate": "Bearer"},
-                )
-                await refusal(scope, receive, noted)
+            await (self._refusal(scope) or self._app)(scope, receive, noted)
         finally:
             path = scope["path"] if scope["path"] in (*_OPEN, *_COUNTED) else "other"
             self._metrics.count_request(path, status, time.perf_counter() - began)
 
-    def _admits(self, scope: Scope) -> bool:
-        if self._expected is None or scope["path"] in _OPEN:
-            return True
-        given = [value for name, value in scope["headers"] if name == b"authorization"]
-        if len(given) != 1:
-            return False
-        scheme, _, shown = given[0].partition(b" ")
-        # The comparison takes the same time wherever the first difference is.
-        return scheme.lower() == b"bearer" and hmac.compare_digest(shown.strip(), self._expected)
+    def _refusal(self, scope: Scope) -> Response | None:
+        if scope["path"] in _OPEN:
+            return None
+        asked, shown = (
+            [value for name, value in scope["headers"] if name == wanted]
+            for wanted in (b"host", b"authorization")
+        )
+        if self._expected is not None:
+            if len(shown) == 1 and _shows(shown[0], self._expected):
+                return None
+            return _error(
+                401,
+                "The token is missing or wrong: send it as Authorization: Bearer TOKEN.",
+                {"WWW-Authenticate": "Bearer"},
+            )
+        for host in (value.decode("latin-1") for value in asked):
+            if not is_local(host, self._host):
+                return _error(
+                    421,
+                    f"Without a token nobody is answered who asks for {ascii(host)[:80]}: ask for "
+                    "localhost or a loopback address, or start the server with a token.",
+                )
+        return None
+
+
+def _shows(authorization: bytes, expected: bytes) -> bool:
+    scheme, _, shown = authorization.partition(b" ")
+    # The comparison takes the same time wherever the first difference is.
+    return scheme.lower() == b"bearer" and hmac.compare_digest(shown.strip(), expected)
 
 
 _COUNTED = ("/act", "/policy", "/metrics")

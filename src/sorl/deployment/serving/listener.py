@@ -1,8 +1,9 @@
 """Where the server listens, who may reach it, and how it stops.
 
-Without a token only this machine may: the address has to be a loopback address. A client that
-dawdles is cut off, whatever it dawdles with: a request has to arrive whole, and its answer has to
-be taken, within the server's limit of time. So is who comes when there are `MAX_CONNECTIONS`.
+Without a token only this machine may: the address has to be a loopback address, and what clients
+call it a name of this machine, for a page of another name may have that name lead here. A client
+that dawdles is cut off, whatever it dawdles with: a request has to arrive whole, and its answer has
+to be taken, within the server's limit of time. So is who comes when there are `MAX_CONNECTIONS`.
 """
 
 from __future__ import annotations
@@ -82,6 +83,15 @@ def listen(host: str, port: int, *, token: str | None) -> socket.socket:
             f"Cannot listen on port {port} of {host} ({error.strerror}): choose another --port."
         ) from error
     return ours
+
+
+def is_local(host: str, ours: str) -> bool:
+    """Whether a `Host` header calls this machine by a loopback address, localhost or `ours`."""
+    name = re.sub(r":[0-9]*$", "", host.strip()).strip("[]").lower()
+    try:
+        return name in ("localhost", ours.lower()) or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 def address_of(ours: socket.socket) -> str:

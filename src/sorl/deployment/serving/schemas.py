@@ -188,7 +188,7 @@ def request_model(batcher: Batcher, limits: Limits) -> type[BaseModel]:
     number = Annotated[float, Field(ge=-MAX_ENTRY, le=MAX_ENTRY, allow_inf_nan=False)]
     row = Annotated[list[number], Field(min_length=size, max_length=size)]
     # Errors of one row are enough: a batch of wrong images would be a hundred thousand.
-    rows = Annotated[list[row], FailFast()]  # pyright: ignore[reportInvalidTypeForm]
+    rows: Any = Annotated[list[row], FailFast()]  # pyright: ignore[reportInvalidTypeForm]
     whole = Annotated[int, BeforeValidator(_whole)]
     # The schema also says which combinations there are; they are checked where they are made.
     together: dict[str, Any] = {
