@@ -278,6 +278,48 @@ def test_budgets_and_the_verifier_are_the_callers(tmp_path: Path) -> None:
         assert np.allclose(found.scores, exact.scores, atol=1e-4) is equal
 
 
+@pytest.mark.parametrize(
+    ("own", "budgets", "expected"),
+    [
+        ((4, 1), [(1, 1), (4, 8)], (4, 1)),
+        ((4, 1), [(4, 8)], (4, 1)),
+        ((4, 8), [(1, 1), (4, 2)], (4, 8)),
+        ((4, 8), [(1, 1), (4, 1)], (1, 1)),
+        ((4, 1), [(1, 1), (1, 8)], (1, 1)),
+    ],
+)
+def test_the_default_is_the_methods_own_budget_where_a_graph_serves_it(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    own: tuple[int, int],
+    budgets: list[tuple[int, int]],
+    expected: tuple[int, int],
+) -> None:
+    policy = policy_of("sorl")
+    monkeypatch.setattr(type(policy.algorithm), "own_budget", Budget(*own))
+    export(policy, tmp_path / "e", format="numpy", budgets=[Budget(*b) for b in budgets])
+    found = numpy_policy.Policy(tmp_path / "e")
+    steps, best_of = expected
+    rows = np.full((4, 3), 0.5)
+    rng = np.random.default_rng
+    np.testing.assert_array_equal(
+        found.act(rows, rng=rng(1)), found.act(rows, steps=steps, best_of=best_of, rng=rng(1))
+    )
+
+
+def test_without_a_cpu_exporting_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def devices(*_: Any, **__: Any) -> None:
+        raise RuntimeError("Unknown backend cpu")
+
+    policy = policy_of("bc")
+    monkeypatch.setattr(jax, "devices", devices)
+    monkeypatch.setattr(jax, "local_devices", devices)
+    with pytest.raises(InputError, match="leaves out the CPU"):
+        export(policy, tmp_path / "e", format="numpy", budgets=[Budget(1, 1)])
+
+
 # Loaded elsewhere --------------------------------------------------------------------------
 
 BLOCKED = """
@@ -793,6 +835,41 @@ def test_a_folder_that_is_no_export_is_not_replaced(
     assert cli.run(["export", str(saved), "--format", "numpy", "--out", str(saved)]) == 2
     assert "is there and is no export" in capsys.readouterr().err
     assert (saved / "policy").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("export.json", b'{"format": 1, "files": {"thesis.tex": {}}}', "is there and is no export"),
+        ("export.json", b'{"format": 9, "kind": "onnx", "files": {}}', "is there and is no export"),
+        ("export.json", b'{"format": 1, "kind": "onnx"}', "is there and is no export"),
+        ("export.json", b"[]", "is there and is no export"),
+        ("thesis.tex", b"", "thesis.tex is no part of the export"),
+        (".git/config", b"", ".git is no part of the export"),
+        ("weights.safetensors/mine", b"", "weights.safetensors is no part of the export"),
+    ],
+)
+def test_what_lies_in_the_folder_besides_an_export_is_never_removed(
+    saved: Path, tmp_path: Path, capsys: Any, name: str, content: bytes, expected: str
+) -> None:
+    out = tmp_path / "out"
+    arguments = ["export", str(saved), "--format", "numpy", "--out", str(out)]
+    assert cli.run(arguments) == 0
+    (out / "__pycache__").mkdir()
+    assert cli.run(arguments) == 0, "only what Python has made of numpy_policy.py"
+    path = out / name
+    if path.parent != out:
+        path.parent.unlink(missing_ok=True)
+        path.parent.mkdir()
+    path.write_bytes(content)
+    before = sorted(out.rglob("*"))
+    capsys.readouterr()
+    assert cli.run(arguments) == 2
+    message = capsys.readouterr().err
+    assert expected in message
+    assert message.count("\n") == 1
+    assert sorted(out.rglob("*")) == before
+    assert path.read_bytes() == content
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def cpu() -> Any:
     except RuntimeError as error:
         raise InputError(
             f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')} leaves out the CPU, which has "
-            "its part in training: add it, as in JAX_PLATFORMS=cuda,cpu."
+            "its part in training and exporting: add it, as in JAX_PLATFORMS=cuda,cpu."
         ) from error
 
 

@@ -32,7 +32,7 @@ def _export(
     Args:
         run: folder of a run or of a policy.
         format: onnx (any runtime of ONNX), stablehlo (JAX without sorl), numpy (NumPy alone).
-        out: folder to make; an earlier export there is replaced.
+        out: folder to make; an earlier export there is replaced if nothing else lies beside it.
         budgets: budgets to export; without it 1x1 4x1 4x8 and the algorithm's own, if servable.
         verifier: how the critic's heads are combined: own (as the method does), mean, min, or such
             as mean-0.5std.

@@ -57,14 +57,15 @@ def export(
 
     Raises:
         InputError: the policy cannot serve a budget or be written in this format, a package is
-            missing, the choice is softmax, `out` is something else, or the export differs from the
-            policy by more than `sorl.deployment.export.check.TOLERANCE`. `out` is as it was then.
+            missing, the choice is softmax, `out` is something else or holds something besides an
+            export, or the export differs from the policy by more than
+            `sorl.deployment.export.check.TOLERANCE`. `out` is as it was then.
     """
     out = Path(out).resolve()
     if format not in get_args(Format):
         raise InputError(f"There is no format {format!r}: use {', '.join(get_args(Format))}.")
-    if out.exists() and not (out / MANIFEST).is_file():
-        raise InputError(f"{out} is there and is no export: choose another folder.")
+    if out.exists():
+        _check_replaceable(out)
     if isinstance(verifier, str):
         verifier = Verifier.parse(verifier)
     if isinstance(choice, str):
@@ -79,14 +80,15 @@ def export(
         raise InputError("There is no budget to export: give at least one, such as 4x1.")
     for budget in asked:
         inference.check(policy.module, budget, Strategy(verifier=verifier, choice=choice))
-    own = policy.algorithm.own_budget
+    own, graphs = policy.algorithm.own_budget, graphs_of(asked)
+    served = any(g.steps == own.steps and (g.chooses or own.best_of == 1) for g in graphs)
     contents = Contents(
         policy.module,
         policy.spec,
-        graphs_of(asked),
+        graphs,
         verifier,
         inference.resolved(policy.module, choice),
-        own if graphs_of([own])[0] in graphs_of(asked) else asked[0],
+        own if served else asked[0],
     )
     module = importlib.import_module(f"sorl.deployment.export.{format}_format")
     with files.explained("write", out), files.new_folder(out) as folder:
@@ -120,6 +122,25 @@ def export(
         ]
         files.write_json(folder / MANIFEST, manifest)
     return manifest
+
+
+def _check_replaceable(out: Path) -> None:
+    """Refuse what is no export of ours, and what the user has put beside one."""
+    try:
+        manifest = files.read_json(out / MANIFEST)
+    except InputError:
+        manifest = {}
+    ours = manifest.get("files")
+    known = manifest.get("format") in (FORMAT, FORMAT_WITH_UNITS)
+    if not (known and manifest.get("kind") in get_args(Format) and isinstance(ours, dict)):
+        raise InputError(f"{out} is there and is no export: choose another folder.")
+    for path in sorted(out.iterdir()):
+        ordinary = path.is_file() and path.name in (MANIFEST, *ours)
+        if not ordinary and path.name != "__pycache__":
+            raise InputError(
+                f"{path} is no part of the export beside it, which would be replaced: move it, or "
+                "choose another folder."
+            )
 
 
 def _most(budgets: Iterable[Budget], graph: Graph) -> int:

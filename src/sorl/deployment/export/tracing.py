@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Literal
 
-from sorl import leaves
+from sorl import leaves, platform
 from sorl.algorithm import AbstractPolicy, AbstractScoredPolicy
 from sorl.deployment.export.array_program import (
     ROWS,
@@ -110,7 +110,7 @@ class Tracer:
         closed = jax.make_jaxpr(jax.vmap(function))(*arguments)
         shapes: dict[str, Shape] = {name: (ROWS, *shape) for name, shape in inputs.items()}
         writer = _Writer(type(self._policy).__name__, self._name_of)
-        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        with jax.default_device(platform.cpu()):
             (result,) = writer.run(closed, [_Value(*entry) for entry in shapes.items()])
         output = writer.operand(writer.full(result, _shape(closed.out_avals[0])))
         assert isinstance(output, str)
