@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -486,6 +487,27 @@ def test_one_compilation_for_a_budget_and_a_batch_shape(folder: Path) -> None:
 def test_an_observation_that_is_none(loaded: Policy, observation: Any, expected: str) -> None:
     with pytest.raises(InputError, match=expected):
         loaded.act(observation)
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        (-1, "key=-1 is no seed: give 0 to 4294967295"),
+        (2**32, "key=4294967296 is no seed"),
+        (2**70, "is no seed"),
+        (np.int64(2**40), "is no seed"),
+        ("a", "is a str that is no random key"),
+        (1.5, "is a float that is no random key"),
+        (np.zeros(3, np.uint32), "is a ndarray that is no random key"),
+    ],
+)
+def test_a_key_that_is_none(
+    loaded: Policy, key: Any, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Users have nothing that checks types before.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(InputError, match=expected):
+        loaded.act(np.zeros(3), key=key)
 
 
 def test_budgets_are_checked(loaded: Policy, tmp_path: Path) -> None:

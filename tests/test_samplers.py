@@ -109,11 +109,10 @@ def test_verifiers_against_numpy() -> None:
     assert OWN.score(Judged("mean"), OBSERVATION, action, steps=4) == pytest.approx(heads.mean())
 
 
-@given(st.floats(0, 1e6, allow_subnormal=False))
+@given(st.floats(0, math.inf, exclude_max=True))
 def test_a_verifier_is_what_it_is_written_as(pessimism: float) -> None:
     verifier = Verifier("mean", pessimism)
-    if "+" not in str(verifier):
-        assert Verifier.parse(str(verifier)) == verifier
+    assert Verifier.parse(str(verifier)) == verifier
 
 
 @pytest.mark.parametrize("text", ["", "max", "Mean", "mean-", "mean-std", "mean--1std", "min-1std"])

@@ -26,7 +26,7 @@ from sorl.errors import InputError
 
 Rule = Literal["own", "best", "central", "typical", "softmax"]
 
-_NUMBER = r"[0-9]+(\.[0-9]+)?(e-?[0-9]+)?"
+_NUMBER = r"[0-9]+(\.[0-9]+)?(e[+-]?[0-9]+)?"
 
 _SOFTMAX = 0x50F7  # tells the key of the choice from those of the candidates
 
@@ -52,7 +52,7 @@ class Choice:
         if self.rule not in get_args(Rule):
             raise InputError(f"There is no choice {self.rule!r}: use {', '.join(get_args(Rule))}.")
         possible = {
-            "typical": self.parameter >= 1 and self.parameter == round(self.parameter),
+            "typical": self.parameter >= 1 and float(self.parameter).is_integer(),
             "softmax": 0 < self.parameter < float("inf"),
         }.get(self.rule, self.parameter == 0)
         if not possible:

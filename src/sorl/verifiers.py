@@ -60,7 +60,7 @@ class Verifier:
         """
         if text in ("own", "mean", "min"):
             return cls(rule=text)
-        match = re.fullmatch(r"mean-([0-9]+(?:\.[0-9]+)?(?:e-?[0-9]+)?)std", text)
+        match = re.fullmatch(r"mean-([0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)std", text)
         if match is None:
             raise InputError(
                 f"Verifier {text!r} cannot be read: write own, mean, min, or such as mean-0.5std "

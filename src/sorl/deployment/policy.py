@@ -35,7 +35,7 @@ from sorl.deployment.storage import (
 from sorl.errors import InputError
 from sorl.inference import Adaptive, Strategy
 from sorl.samplers import Sampler
-from sorl.types import Budget, Member
+from sorl.types import MAX_SEED, Budget, Member
 from sorl.verifiers import OWN, Verifier
 
 __all__ = ["Decision", "Policy", "load_stacked", "save_policy"]
@@ -221,9 +221,10 @@ class Policy:
             adaptive: draw fewer candidates where their scores hardly differ, never more than
                 `best_of`; True takes the threshold that `sorl calibrate` found, and the sampler and
                 verifier that it was found with. Saves time for one observation, none for a batch.
-            key: a random key or an integer seed. One observation uses the key itself, row i of a
-                batch (its leading axes flattened) uses `jax.random.split(key, rows)[i]`. Or one
-                key for each observation: an array of keys with the observation's leading axes.
+            key: a random key or an integer seed, 0 to `MAX_SEED`. One observation uses the key
+                itself, row i of a batch (its leading axes flattened) uses
+                `jax.random.split(key, rows)[i]`. Or one key for each observation: an array of keys
+                with the observation's leading axes.
                 When None the policy's own stream is drawn from: a new key every call.
 
         Returns:
@@ -232,8 +233,8 @@ class Policy:
 
         Raises:
             InputError: the observation or the keys have another shape, the observation is not
-                finite, the policy cannot serve the budget in this way, or what needs a calibration
-                has none that fits.
+                finite, the key is none, the policy cannot serve the budget in this way, or what
+                needs a calibration has none that fits.
 
         Warns:
             OtherMachineWarning: once, where the calibration is another machine's.
@@ -406,11 +407,19 @@ class Policy:
                 self._drawn += 1
             return self._own_noise(np.int32(drawn % 2**31), leading, rows)
         if isinstance(key, int | np.integer):
+            if not 0 <= key <= MAX_SEED:
+                raise InputError(f"key={key} is no seed: give 0 to {MAX_SEED}, or a random key.")
             keys = jax.random.key(int(key))
         else:
             # Keys of the older kind are bare integers.
-            typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-            keys = key if typed else jax.random.wrap_key_data(key)
+            try:
+                typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+                keys = key if typed else jax.random.wrap_key_data(key)
+            except (AttributeError, TypeError) as error:
+                raise InputError(
+                    f"The key is a {type(key).__name__} that is no random key: give one of "
+                    f"`jax.random.key`, or a seed, 0 to {MAX_SEED}."
+                ) from error
         if keys.ndim and keys.shape != leading:
             raise InputError(
                 f"There are keys of shape {list(keys.shape)} for observations of shape "
