@@ -10,6 +10,7 @@ from typing import Any
 
 import hypothesis.strategies as st
 import jax
+import jaxtyping
 import numpy as np
 import pytest
 from hypothesis import given
@@ -24,6 +25,7 @@ from sorl.deployment.calibration import (
     CALIBRATION,
     Calibration,
     Measured,
+    NothingFitsError,
     OtherMachineWarning,
     read_calibration,
     write_calibration,
@@ -86,6 +88,9 @@ def test_a_deadline_buys_the_best_that_fits(
     )
     allowed = [e for e in entries if e[1] <= deadline and (rolled_out or e[0].best_of == 1)]
     if not any(rolled_out or budget.best_of == 1 for budget, _, _ in entries):
+        with pytest.raises(NothingFitsError, match=r"only after rollouts .* run `sorl calibrate`"):
+            calibration.best_within(deadline)
+        assert calibration.worth_having() == []
         return
     if not allowed:
         with pytest.raises(InputError, match="No budget fits"):
@@ -141,6 +146,9 @@ def test_thresholds_are_those_of_the_nearest_budget() -> None:
     assert calibration.threshold(Budget(8, 4)) == pytest.approx(3.2)
     with pytest.raises(InputError, match=r"2 steps: run `sorl calibrate` with .* 2x8"):
         calibration.threshold(Budget(2, 8))
+    unseen = tuple(dataclasses.replace(entry, spread=None) for entry in calibration.measured)
+    with pytest.raises(InputError, match=r"4 steps: run `sorl calibrate` with --data FILE"):
+        dataclasses.replace(calibration, measured=unseen).threshold(Budget(4, 8))
 
 
 def test_what_is_kept_is_read_again(tmp_path: Path) -> None:
@@ -148,6 +156,15 @@ def test_what_is_kept_is_read_again(tmp_path: Path) -> None:
     assert read_calibration(tmp_path) is None
     write_calibration(tmp_path, calibration)
     assert read_calibration(tmp_path) == calibration
+    origin = {"created": "2025-01-01", "machine": {"processor": "another", "cores": 8}}
+    calibration = dataclasses.replace(calibration, successes_from=origin)
+    write_calibration(tmp_path, calibration)
+    assert read_calibration(tmp_path) == calibration
+    path = tmp_path / CALIBRATION
+    content = json.loads(path.read_text())
+    del content["successes_from"]  # as earlier versions wrote it
+    path.write_text(json.dumps(content))
+    assert read_calibration(tmp_path) == dataclasses.replace(calibration, successes_from=None)
 
 
 @pytest.mark.parametrize(
@@ -162,12 +179,22 @@ def test_what_is_kept_is_read_again(tmp_path: Path) -> None:
         ({"verifier": "worst"}, "damaged"),
         ({"sampler": None}, "sampler"),
         ({"machine": 3}, "damaged"),
+        ({"rows": [float("inf")]}, "damaged"),
+        ({"successes_from": {"machine": {}}}, "damaged"),
+        ({"measured": [{"choice": 3}]}, "damaged"),
     ],
 )
-def test_a_damaged_file_is_told(tmp_path: Path, change: dict[str, Any], expected: str) -> None:
+def test_a_damaged_file_is_told(
+    tmp_path: Path, change: dict[str, Any], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Users have nothing that checks types before.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     write_calibration(tmp_path, table(("1x1", 1.0, (1, 2))))
     path = tmp_path / CALIBRATION
-    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    content = json.loads(path.read_text())
+    if entries := change.get("measured"):
+        change = {"measured": [{**content["measured"][0], **entries[0]}]}
+    path.write_text(json.dumps({**content, **change}))
     with pytest.raises(InputError, match=expected) as caught:
         read_calibration(tmp_path)
     assert "calibrate" in str(caught.value)
@@ -351,6 +378,14 @@ def test_beliefs_are_those_of_the_scores(folder: Path) -> None:
     assert gain == pytest.approx(np.mean(gains), abs=1e-6)
     assert spread == pytest.approx(np.median([np.std(s[:2]) for s in found.scores]), abs=1e-6)
     assert measuring.belief(policy, Budget(4, 1), states, strategy) == (0.0, None)
+    with pytest.MonkeyPatch.context() as patch:
+        asked: list[int] = []
+        act_info = policy.act_info
+        patch.setattr(measuring, "_CANDIDATES_AT_ONCE", 60)
+        patch.setattr(policy, "act_info", lambda s, **h: asked.append(len(s)) or act_info(s, **h))
+        in_parts = measuring.belief(policy, Budget(4, 8), states, strategy)
+    assert asked == [7, 7, 6], "at most 60 candidates at once"
+    assert in_parts == pytest.approx((gain, spread), abs=1e-6)
     best, _ = measuring.belief(policy, Budget(4, 8), states, Strategy(choice=Choice("best")))
     assert best is not None
     assert gain is not None
@@ -388,10 +423,55 @@ def test_a_run_is_calibrated_and_its_policies_keep_deadlines(
     policy = Policy.load(copied)
     assert policy.act(np.zeros(policy.spec.observation_size), deadline_ms=1e4).shape == (2,)
 
-    assert calibrate(copied, "--budgets", "1x1", "2x1", "--calls", 100, "--episodes", 0) == 0
+    assert calibrate(copied, "--budgets", "1x1", "4x1", "--calls", 100, "--episodes", 0) == 0
     found = read_calibration(folder)
     assert found is not None
-    assert found.best_within(1e4).budget == Budget(2, 1), "without rollouts the most steps"
+    assert found.best_within(1e4).budget == Budget(4, 1), "without all rollouts the most steps"
+
+
+def test_without_rollouts_the_successes_of_the_same_ways_stay(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [folder] = (copied / "policy").iterdir()
+    before = table(("1x1", 1.0, (3, 9)), ("2x1", 1.0, (4, 9)), ("2x2", 2.0, (8, 9)))
+    machine = {"processor": "a workstation", "cores": 64, "devices": ["a GPU"]}
+    before = dataclasses.replace(before, machine=machine)
+    origin = {"created": before.created, "machine": machine}
+    write_calibration(folder, before)
+
+    def anew(*more: object) -> Calibration:
+        assert calibrate(copied, "--calls", 100, "--episodes", 0, *more) == 0
+        found = read_calibration(folder)
+        assert found is not None
+        return found
+
+    same = ("--verifier", "min", "--choices", "typical-2", "typical-2")
+    budgets = ("--budgets", "1x1", "2x2")
+    for _ in range(2):
+        found = anew(*same, *budgets)
+        told = (
+            "those of the calibration of 2026-01-01T00:00:00+00:00 on a workstation, 64, ['a GPU'"
+        )
+        assert capsys.readouterr().out.count(told) == 1
+        assert [(e.successes, e.episodes) for e in found.measured] == [(3, 9), (8, 9)]
+        assert found.successes_from == origin
+        assert found.machine == provenance.machine()
+        assert found.best_within(1e4).budget == Budget(2, 2), "a deadline buys candidates"
+    found = anew(*same, *budgets, "4x2")
+    assert [entry.episodes for entry in found.measured] == [9, 9, 0]
+    assert found.best_within(1e4).budget == Budget(1, 1)
+    found = anew("--verifier", "min", "--choices", "best", *budgets)
+    assert [entry.episodes for entry in found.measured] == [9, 0]
+    found = anew("--choices", "typical-2", *budgets)
+    assert [entry.episodes for entry in found.measured] == [0, 0], "by another verifier"
+    assert found.successes_from is None
+    assert anew(*same, *budgets).measured[1].episodes == 0
+
+    # What is known needs no budget of one candidate; what is damaged is made anew.
+    write_calibration(folder, before)
+    assert len(anew(*same, "--budgets", "2x2").measured) == 1
+    (folder / CALIBRATION).write_text('{"format": 2}')
+    assert [entry.episodes for entry in anew(*same, *budgets).measured] == [0, 0]
 
 
 def test_states_are_held_out_and_what_is_missing_is_told(
@@ -431,6 +511,9 @@ def test_a_calibration_that_cannot_be_is_refused_and_leaves_nothing(
         (("--episodes", -1), "0 or more episodes"),
         (("--rows", 0), "rows of at least 1"),
         (("--budgets", "3x1"), "3 sampling steps"),
+        (("--budgets",), "at least one budget"),
+        (("--choices",), "one choice"),
+        (("--budgets", "2x2", "--episodes", 0), "also a budget such as 4x1"),
         (("--budgets", "2by1"), "cannot be read"),
         (("--choices", "worst"), "cannot be read"),
         (("--states", 0), "0 held-out states"),
@@ -458,6 +541,11 @@ def test_states_of_another_size_and_a_seed_below_0_are_refused_before_anything_i
     message = capsys.readouterr().err
     assert f"have shape [9, {size + 1}], but the policies of {copied} take [..., {size}]" in message
     assert message.count("\n") == 1
+    for states in (np.full((9, size), np.nan), np.zeros((0, size))):
+        np.savez(tmp_path / "wrong.npz", observations=states.astype(np.float32))
+        assert calibrate(copied, "--data", tmp_path / "wrong.npz") == 2
+        message = capsys.readouterr().err
+        assert "no held-out states, or some that are not finite: give --data" in message
     for arguments in ((), ("--data", tmp_path / "other.npz")):
         assert calibrate(copied, *arguments, "--seed", -1) == 2
         assert "seed=-1 is not possible" in capsys.readouterr().err

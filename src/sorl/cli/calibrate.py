@@ -34,6 +34,8 @@ def _calibrate(
 
     Latency is that of `Policy.act` on this machine, which should be idle; success comes from
     rollouts, pooled over the seeds of a task; what the critic believes comes from held-out states.
+    Success does not depend on the machine: on the one that will act, --episodes 0 measures the
+    latencies anew and keeps the success rates.
     Afterwards `Policy.act(observation, deadline_ms=3.0)` spends the best budget that fits.
 
     Args:
@@ -42,8 +44,9 @@ def _calibrate(
             each, as far as the policy can serve them.
         rows: numbers of observations of one call to measure latencies for.
         calls: timed calls for each budget and number of rows.
-        episodes: rollouts for each budget, task and seed; 0 for none, then a deadline buys steps
-            but never candidates.
+        episodes: rollouts for each budget, task and seed; 0 for none, then the success rates stay
+            that the last calibration found with the same budget, choice, sampler and verifier; as
+            long as one is missing, a deadline buys steps but never candidates.
         states: held-out states.
         data: file to take them from; without it the run's validation data, or its training data.
         sampler: how candidates are drawn.
@@ -54,6 +57,7 @@ def _calibrate(
     """
     from sorl.choices import Choice
     from sorl.console import show_progress
+    from sorl.deployment.calibration import named
     from sorl.jobs.calibration import calibrate, held_out_file, states_of
     from sorl.runs import Run
     from sorl.types import Budget
@@ -86,6 +90,9 @@ def _calibrate(
         if member.task not in told:
             told.add(member.task)
             _print(calibration, f"{run}, task {member.task} (belief of seed {member.seed}):")
+    origins = (calibration.successes_from for calibration in found.values())
+    for of in dict.fromkeys(f"{o['created']} on {named(o['machine'])}" for o in origins if o):
+        print(f"Without rollouts the success rates are those of the calibration of {of}.")
     print(
         "Kept beside each policy: `sorl.Policy.load(...).act(observation, deadline_ms=3.0)` spends "
         "the best budget that fits."

@@ -30,7 +30,7 @@ CALIBRATION = "calibration.json"
 
 
 class NothingFitsError(InputError):
-    """The fastest budget takes longer than the deadline."""
+    """The fastest budget takes longer than the deadline, or a deadline could buy none."""
 
 
 class OtherMachineWarning(UserWarning):
@@ -46,12 +46,14 @@ class Measured:
         choice: which candidate acted; `own` where there is one candidate.
         p50_ms: median milliseconds of `Policy.act`, for each of `Calibration.rows`.
         p99_ms: the 99th percentile likewise.
-        gain: mean over held-out states of the critic's value of the chosen action, less that of
-            one candidate in as many steps: what the critic believes. None without a critic.
+        gain: mean over held-out states of the critic's score of the chosen candidate, less the
+            mean score of all of them: what the critic believes, 0 with one candidate. None without
+            a critic.
         spread: median over held-out states of the standard deviation of the scores of the first
             candidates, see `sorl.inference.Adaptive`. None without a critic, or with one candidate.
         successes: number of rollouts that succeeded.
-        episodes: number of rollouts; 0 where there were none.
+        episodes: number of rollouts, of this or of an earlier calibration, see
+            `Calibration.successes_from`; 0 where there were none.
     """
 
     budget: Budget
@@ -80,6 +82,8 @@ class Calibration:
         verifier: how the critic's heads were combined.
         machine: on which machine, see `sorl.provenance.machine`.
         created: when, ISO 8601.
+        successes_from: `created` and `machine` of the calibration that rolled out, where it is an
+            earlier one: success does not depend on the machine.
     """
 
     measured: tuple[Measured, ...]
@@ -88,6 +92,7 @@ class Calibration:
     verifier: Verifier
     machine: Mapping[str, Any]
     created: str
+    successes_from: Mapping[str, Any] | None = None
 
     def strategy(self, measured: Measured) -> Strategy:
         """How the budget of `measured` was spent."""
@@ -106,7 +111,7 @@ class Calibration:
             rows: observations of the call; the latencies of the next larger measured number count.
 
         Raises:
-            NothingFitsError: no budget fits.
+            NothingFitsError: no budget fits, or without rollouts there is none of one candidate.
             InputError: the deadline is not above 0, or more rows than were measured.
         """
         place = next((i for i, measured in enumerate(self.rows) if measured >= rows), None)
@@ -119,6 +124,12 @@ class Calibration:
             raise InputError(f"deadline_ms={deadline_ms} is not possible: give more than 0.")
         rolled_out = all(entry.episodes for entry in self.measured)
         open_to_choice = [e for e in self.measured if rolled_out or e.budget.best_of == 1]
+        if not open_to_choice:
+            raise NothingFitsError(
+                "A deadline buys several candidates only after rollouts of every budget, and no "
+                "budget of one candidate was measured: run `sorl calibrate` with --episodes 20, or "
+                "with a budget such as 4x1."
+            )
         fitting = [entry for entry in open_to_choice if entry.p99_ms[place] <= deadline_ms]
         if not fitting:
             fastest = min(open_to_choice, key=lambda entry: entry.p99_ms[place])
@@ -152,13 +163,10 @@ class Calibration:
         """Warn with `OtherMachineWarning` where this is not the machine that was measured."""
         here = provenance.machine()
         if any(self.machine.get(name) != here[name] for name in _DECISIVE):
-            there, ours = (
-                ", ".join(str(machine.get(name)) for name in _DECISIVE)
-                for machine in (self.machine, here)
-            )
             warnings.warn(
-                f"Latencies were measured on another machine ({there}) than this one ({ours}): "
-                "deadlines may be missed; run `sorl calibrate` here.",
+                f"Latencies were measured on another machine ({named(self.machine)}) than this one "
+                f"({named(here)}): deadlines may be missed; run `sorl calibrate` here (with "
+                "--episodes 0 the success rates stay).",
                 OtherMachineWarning,
                 stacklevel=3,
             )
@@ -170,13 +178,18 @@ class Calibration:
         number of candidates.
 
         Raises:
-            InputError: no budget of as many steps and several candidates was measured.
+            InputError: no budget of as many steps and several candidates was measured, or none on
+                held-out states.
         """
-        near = [e for e in self.measured if e.budget.steps == budget.steps and e.spread is not None]
+        several = [
+            e for e in self.measured if e.budget.steps == budget.steps and e.budget.best_of > 1
+        ]
+        near = [entry for entry in several if entry.spread is not None]
         if not near:
+            missing = "--data FILE" if several else f"a budget such as {budget.steps}x8"
             raise InputError(
                 f"Nothing is known of how scores differ at {budget.steps} steps: run `sorl "
-                f"calibrate` with a budget such as {budget.steps}x8."
+                f"calibrate` with {missing}."
             )
         nearest = min(near, key=lambda e: abs(e.budget.best_of - budget.best_of))
         assert nearest.spread is not None
@@ -213,6 +226,11 @@ class Calibration:
         return sentences
 
 
+def named(machine: Mapping[str, Any]) -> str:
+    """A machine in a few words: what latencies depend on."""
+    return ", ".join(str(machine.get(name)) for name in _DECISIVE)
+
+
 def write_calibration(folder: Path, calibration: Calibration) -> None:
     """Keep `calibration` beside the policy in `folder`, in one step.
 
@@ -225,6 +243,7 @@ def write_calibration(folder: Path, calibration: Calibration) -> None:
             "format": FORMAT,
             "created": calibration.created,
             "machine": dict(calibration.machine),
+            "successes_from": calibration.successes_from,
             "rows": list(calibration.rows),
             "sampler": calibration.sampler,
             "verifier": str(calibration.verifier),
@@ -269,8 +288,9 @@ def read_calibration(folder: Path) -> Calibration | None:
             verifier=Verifier.parse(content["verifier"]),
             machine=dict(content["machine"]),
             created=str(content["created"]),
+            successes_from=_origin(content.get("successes_from")),
         )
-    except (KeyError, TypeError, ValueError, InputError) as error:
+    except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
         raise InputError(
             f"{path} is damaged ({type(error).__name__}: {error}): run `sorl calibrate` anew."
         ) from error
@@ -288,6 +308,13 @@ def _measured(entry: Mapping[str, Any], rows: int) -> Measured:
         successes=int(entry["successes"]),
         episodes=int(entry["episodes"]),
     )
+
+
+def _origin(entry: Any) -> dict[str, Any] | None:
+    """`Calibration.successes_from`; files of earlier versions have none."""
+    if entry is None:
+        return None
+    return {"created": str(entry["created"]), "machine": dict(entry["machine"])}
 
 
 def _milliseconds(values: Sequence[Any], rows: int) -> tuple[float, ...]:

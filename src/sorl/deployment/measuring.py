@@ -7,9 +7,11 @@ budget profits from caches that its own last call has filled.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 
+import jax
 import numpy as np
 from jaxtyping import Float
 
@@ -20,6 +22,8 @@ from sorl.types import Budget
 
 Done = Callable[[int, int], None]
 """Called with how much is done and how much there is."""
+
+_STATES_AT_ONCE, _CANDIDATES_AT_ONCE = 256, 8192
 
 
 def latencies(
@@ -65,21 +69,29 @@ def belief(
     observations: Float[np.ndarray, "states observation_size"],
     strategy: Strategy,
 ) -> tuple[float | None, float | None]:
-    """`Measured.gain` and `Measured.spread` of one budget on held-out states."""
+    """`Measured.gain` and `Measured.spread` of one budget on held-out states.
+
+    Every state has a key of its own, so that it does not matter how many are scored at a time.
+    """
     if not isinstance(policy.module, AbstractScoredPolicy):
         return None, None
     if budget.best_of == 1:
         return 0.0, None
-    found = policy.act_info(
-        observations,
-        steps=budget.steps,
-        best_of=budget.best_of,
-        sampler=strategy.sampler,
-        verifier=strategy.verifier,
-        choice=strategy.choice,
-        key=0,
-    )
-    chosen = np.take_along_axis(found.scores, found.chosen[:, None], axis=1)[:, 0]
-    return float(np.mean(chosen - found.scores.mean(axis=1))), float(
-        np.median(found.scores[:, : first_of(budget.best_of)].std(axis=1))
-    )
+    states = len(observations)
+    keys = jax.random.split(jax.random.key(0), states)
+    at_once = max(1, min(_STATES_AT_ONCE, _CANDIDATES_AT_ONCE // budget.best_of))
+    gains, spreads = [], []
+    for part in np.array_split(np.arange(states), math.ceil(states / at_once)):
+        found = policy.act_info(
+            observations[part],
+            steps=budget.steps,
+            best_of=budget.best_of,
+            sampler=strategy.sampler,
+            verifier=strategy.verifier,
+            choice=strategy.choice,
+            key=keys[part],
+        )
+        chosen = np.take_along_axis(found.scores, found.chosen[:, None], axis=1)[:, 0]
+        gains.append(chosen - found.scores.mean(axis=1))
+        spreads.append(found.scores[:, : first_of(budget.best_of)].std(axis=1))
+    return float(np.mean(np.concatenate(gains))), float(np.median(np.concatenate(spreads)))

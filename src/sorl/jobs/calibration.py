@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,10 +18,10 @@ from sorl.data.mixtures import split_weight
 from sorl.data.names import EnvironmentName
 from sorl.data.shards import is_shards, open_shards
 from sorl.data.sources import DEFAULT_FOLDER, load_dataset
-from sorl.deployment.calibration import Calibration, Measured, write_calibration
+from sorl.deployment.calibration import Calibration, Measured, read_calibration, write_calibration
 from sorl.deployment.measuring import belief, latencies
 from sorl.deployment.policy import Policy, load_stacked
-from sorl.deployment.storage import policy_folder
+from sorl.deployment.storage import policy_folder, read_policy
 from sorl.errors import InputError
 from sorl.evaluation import Evaluator
 from sorl.inference import Strategy
@@ -61,7 +62,8 @@ def calibrate(
 
     All members cost the same, so the first one's latencies are those of all. Rollouts are pooled
     over the seeds of a task: a deadline should choose what is good for the method, not what luck
-    favoured in one seed.
+    favoured in one seed. Without rollouts the successes stay that the calibrations there have found
+    of the same budgets, spent in the same ways: they do not depend on the machine.
 
     Args:
         run: the run.
@@ -71,15 +73,17 @@ def calibrate(
         verifier: how the critic's heads are combined.
         rows: numbers of observations of one call.
         calls: timed calls for each budget and number of rows, at least 100 for a 99th percentile.
-        episodes: rollouts for each budget and member; 0 for none.
+        episodes: rollouts for each budget and member; 0 for none, which keeps the successes that
+            are there.
         observations: held-out states in the user's units; None to leave the critic's belief out.
         seed: seed of the rollouts.
         workers: processes that step environments; None means one a core.
         progress: where to show it.
 
     Raises:
-        InputError: a number is out of range, the run has no policy or cannot serve a budget, the
-            held-out states are of another size than the run's, or rollouts are asked of a run
+        InputError: a number is out of range, the run has no policy or cannot serve a budget,
+            nothing would be measured or nothing of it could ever be bought, the held-out states are
+            none or not finite or of another size than the run's, or rollouts are asked of a run
             without an environment.
         WorkerError: a worker process died.
     """
@@ -96,22 +100,41 @@ def calibrate(
             "--episodes 0."
         )
     stacked, members = load_stacked(run.path)
-    policies = [Policy.load(policy_folder(run.path, member)) for member in members]
+    folders = [policy_folder(run.path, member) for member in members]
+    # Without the calibration that is there, which may be damaged: that is what a new one is for.
+    policies = [Policy(read_policy(folder), random_seed=0) for folder in folders]
     size = policies[0].spec.observation_size
     if observations is not None and observations.shape[1:] != (size,):
         raise InputError(
             f"The held-out states have shape {list(observations.shape)}, but the policies of "
             f"{run.path} take [..., {size}]: give --data with observations of the run's kind."
         )
+    if observations is not None and not (len(observations) and np.isfinite(observations).all()):
+        raise InputError(
+            "There are no held-out states, or some that are not finite: give --data with "
+            "observations that are finite numbers."
+        )
     ways = [
         (budget, Strategy(sampler, verifier, choice))
         for budget in dict.fromkeys(USUAL_BUDGETS if budgets is None else budgets)
-        for choice in (choices if budget.best_of > 1 else (OWN,))
+        for choice in (dict.fromkeys(choices) if budget.best_of > 1 else (OWN,))
     ]
     if budgets is None:
         ways = [way for way in ways if inference.serves(stacked, *way)]
     for way in ways:
         inference.check(stacked, *way)
+    if not ways or not choices:
+        raise InputError(
+            "There is nothing to measure: give at least one budget, such as 4x1, and one choice, "
+            "such as best."
+        )
+    kept = [({}, None) if episodes else _rolled_out(folder) for folder in folders]
+    known = bool(episodes) or all(way in successes for successes, _ in kept for way in ways)
+    if not known and all(budget.best_of > 1 for budget, _ in ways):
+        raise InputError(
+            "Without rollouts a deadline never buys several candidates, and none of these budgets "
+            "is of one: give --episodes 1 or more, or also a budget such as 4x1."
+        )
     rows = sorted(set(rows))
     with progress("timing") as on_progress:
         taken = latencies(policies[0], ways, rows, calls=calls, on_progress=on_progress)
@@ -139,13 +162,16 @@ def calibrate(
                     succeeded.setdefault(key, []).append(result.success)
     made = provenance.provenance()
     found = {}
-    for member, policy in zip(members, policies, strict=True):
+    for member, policy, (successes, origin) in zip(members, policies, kept, strict=True):
         measured = []
         for i, (budget, strategy) in enumerate(ways):
             believed = None, None
             if observations is not None:
                 believed = belief(policy, budget, observations, strategy)
             shares = succeeded.get((member.task, budget, strategy), [])
+            won, of = successes.get((budget, strategy), (0, 0))
+            if episodes:
+                won, of = round(sum(shares) * episodes), len(shares) * episodes
             p50, p99 = np.percentile(taken[i], [50, 99], axis=-1)
             measured.append(
                 Measured(
@@ -155,16 +181,40 @@ def calibrate(
                     p99_ms=tuple(map(float, p99)),
                     gain=believed[0],
                     spread=believed[1],
-                    successes=round(sum(shares) * episodes),
-                    episodes=len(shares) * episodes,
+                    successes=won,
+                    episodes=of,
                 )
             )
         found[member] = Calibration(
-            tuple(measured), tuple(rows), sampler, verifier, made["machine"], made["created"]
+            tuple(measured),
+            tuple(rows),
+            sampler,
+            verifier,
+            made["machine"],
+            made["created"],
+            origin if any(entry.episodes for entry in measured) else None,
         )
     for member, calibration in found.items():
         write_calibration(policy_folder(run.path, member), calibration)
     return found
+
+
+def _rolled_out(
+    folder: Path,
+) -> tuple[dict[tuple[Budget, Strategy], tuple[int, int]], Mapping[str, Any] | None]:
+    """Successes and episodes that are kept beside a policy, and of which calibration they are."""
+    try:
+        found = read_calibration(folder)
+    except InputError:  # it is damaged, and is made anew
+        found = None
+    if found is None:
+        return {}, None
+    origin = found.successes_from or {"created": found.created, "machine": found.machine}
+    return {
+        (entry.budget, found.strategy(entry)): (entry.successes, entry.episodes)
+        for entry in found.measured
+        if entry.episodes
+    }, origin
 
 
 def held_out_file(run: Run) -> Path | None:

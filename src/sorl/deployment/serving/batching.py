@@ -325,7 +325,7 @@ class Batcher:
             raise InputError("The observations are not finite: check where they come from.")
         if order.deadline_ms is not None and not self.offers:
             raise UnpreparedError(
-                "This policy is not calibrated, so no budget can be chosen for a deadline: run "
+                "No calibration tells what a deadline may buy, so no budget can be chosen: run "
                 "`sorl calibrate` and start the server again, or give steps and best_of."
             )
         if order.deadline_ms is not None and order.plan.info:
