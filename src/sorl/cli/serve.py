@@ -35,7 +35,8 @@ def _serve(
     Args:
         path: folder of a run or of a policy.
         host: address to listen on; other machines can reach another one than the default, so it
-            needs a token.
+            needs a token. Without one clients call the server by this, localhost or 127.0.0.1, and
+            a proxy before it has to pass such a name on.
         port: port to listen on; 0 takes a free one.
         task: which task's policy of a run; the lowest one without it.
         seed: which seed's policy of that task; the lowest one without it.
