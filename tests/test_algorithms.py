@@ -209,6 +209,16 @@ def test_training_moves_parameters_and_seeds_differ(trained):
     ):
         assert new.shape == (2, *one.shape)
         assert new.dtype == one.dtype
+    before = initial_state(algorithm, dataset.spec, snapshot.members).algorithm
+    weights = 0
+    for (path, old), new in zip(
+        jax.tree.leaves_with_path(before), jax.tree.leaves(snapshot.state.algorithm), strict=True
+    ):
+        if jax.tree_util.keystr(path).endswith(".weight"):
+            weights += 1
+            for member in (0, 1):
+                assert not np.array_equal(old[member], new[member]), jax.tree_util.keystr(path)
+    assert weights
     policies = [jax.tree.leaves(member_policy(algorithm, snapshot, member)) for member in (0, 1)]
     assert any(not np.array_equal(a, b) for a, b in zip(*policies, strict=True))
 

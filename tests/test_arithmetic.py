@@ -59,6 +59,51 @@ def test_bfloat16_rounds_factors_and_result_and_sums_in_more(rng):
     assert np.abs(found - x @ weight).max() > 1e-3
 
 
+def products(program: Any) -> Iterator[Any]:
+    """Every product of a program and of the programs in it."""
+    for equation in program.eqns:
+        if equation.primitive.name in ("dot_general", "conv_general_dilated"):
+            yield equation
+        for value in equation.params.values():
+            for one in value if isinstance(value, tuple | list) else (value,):
+                inner = getattr(one, "jaxpr", one)
+                if hasattr(inner, "eqns"):
+                    yield from products(inner)
+
+
+@pytest.mark.parametrize("name", algorithms.names())
+def test_float32_is_asked_for_exactly_in_every_product(name):
+    """A GPU would round factors otherwise, which no test on a CPU sees in the results."""
+    shrunk = {"hidden": (8, 8)}
+    algorithm: Any = algorithms.get(name)(**shrunk)  # pyright: ignore[reportCallIssue]
+    spec, key = Spec(3, 2), jax.random.key(0)
+    state = algorithm.init(spec, key=key)
+    arrays, rest = eqx.partition(state, eqx.is_array)
+    many = jnp.zeros(4)
+    batch = Transition(
+        jnp.zeros((4, 3)), jnp.zeros((4, 2)), many, many, jnp.zeros((4, 3)), jnp.zeros((4, 2)), many
+    )
+
+    def update(arrays, batch, index, key):
+        new, metrics = algorithm.update(eqx.combine(arrays, rest), batch, index, key=key)
+        return eqx.filter(new, eqx.is_array), dict(metrics)
+
+    def acting(arrays, observation, key):
+        policy = algorithm.policy(eqx.combine(arrays, rest))
+        return act(policy, observation, budget=algorithm.own_budget, key=key)
+
+    programs = (
+        jax.make_jaxpr(update)(arrays, batch, jnp.int32(0), key),
+        jax.make_jaxpr(acting)(arrays, jnp.zeros(3), key),
+    )
+    for program in programs:
+        found = list(products(program.jaxpr))
+        assert found
+        for equation in found:
+            asked = equation.params["precision"]
+            assert asked in (jax.lax.Precision.HIGHEST, (jax.lax.Precision.HIGHEST,) * 2), equation
+
+
 def test_float32_is_the_plain_product(rng):
     x = jnp.asarray(rng.normal(size=(64, 300)), jnp.float32)
     weight = jnp.asarray(rng.normal(size=(300, 40)), jnp.float32)

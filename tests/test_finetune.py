@@ -443,6 +443,10 @@ def test_nothing_goes_on_when_every_seed_has_failed(
     failing = untrained(tmp_path / "parent", tiny(risk=1.0), data)
     with pytest.raises(InputError, match=r"Every task and seed of .* was stopped: see events"):
         jobs.finetune(failing, tmp_path / "run", settings(), quiet=True)
+    before = tree(tmp_path / "run")
+    with pytest.raises(InputError, match=r"Every task and seed of .* was stopped: see events"):
+        jobs.resume(tmp_path / "run", quiet=True)
+    assert tree(tmp_path / "run") == before, "nothing is done for members that are dead"
     with pytest.raises(InputError, match="there is nothing to learn on from"):
         jobs.finetune(tmp_path / "run", tmp_path / "next", settings(), quiet=True)
 

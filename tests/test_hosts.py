@@ -25,7 +25,13 @@ import jax, numpy as np
 jax.distributed.initialize(address, num_processes=2, process_id=int(number))
 assert (len(jax.devices()), len(jax.local_devices())) == (8, 4)
 import test_training as t
+from sorl.errors import InputError
 from sorl.hosts import fetch
+try:
+    t.last_of(t.TINY_SORL, t.make(), seeds=(0, 1))
+    raise SystemExit("a host without a member was accepted")
+except InputError as error:
+    assert "occupy devices of 1 of the 2 hosts" in str(error)
 members = {"tasks": (0, 2), "seeds": (0, 1, 2, 3)}
 eight = t.last_of(t.TINY_SORL, t.make(), **members)
 half = t.last_of(t.TINY_SORL, t.make(), updates=5, batch_devices=8)

@@ -243,6 +243,47 @@ def test_an_evaluation_beside_training_that_fails_ends_the_job(
     assert evaluations_without_clock(tmp_path / "failed") == evaluations_without_clock(copied)
 
 
+def test_what_was_trained_is_saved_before_an_evaluation_s_death_is_known(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, algorithm, _ = settings_in(Run.open(copied))
+    died = threading.Event()
+
+    def fail(*_: object, **__: object) -> None:
+        died.set()
+        raise WorkerError("a worker died")
+
+    append = Run.append_metrics
+
+    def note(run: Run, rows: list[dict[str, float]]) -> None:
+        append(run, rows)
+        if rows[0]["update"] > MILESTONE:
+            assert died.wait(60)
+            time.sleep(0.2)  # for its thread to end
+
+    monkeypatch.setattr(evaluation.Evaluator, "evaluate", fail)
+    monkeypatch.setattr(Run, "append_metrics", note)
+    beside = dataclasses.replace(job, evaluate_beside=True, checkpoint_seconds=0.0)
+    with pytest.raises(WorkerError, match="a worker died"):
+        jobs.start(tmp_path / "failed", algorithm, beside, quiet=True)
+    run = Run.open(tmp_path / "failed")
+    assert checkpoint.latest(run.checkpoints) == max(row["update"] for row in run.metrics())
+
+
+def test_a_damaged_milestone_costs_its_evaluation_alone(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run.open(copied)
+    run.forget_scores([MILESTONE], [str(budget) for budget in settings_in(run)[0].budgets])
+    known = evaluations_without_clock(copied)
+    damaged = copied / "checkpoints" / f"{MILESTONE:09d}" / "metadata.json"
+    damaged.write_text(damaged.read_text() + " ")
+    jobs.resume(copied, quiet=True)
+    assert evaluations_without_clock(copied) == known
+    [event] = [e for e in run.events() if "is left out" in e["message"]]
+    assert event["update"] == MILESTONE
+
+
 def test_an_evaluation_beside_training_is_given_up_when_asked_to_stop(
     copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

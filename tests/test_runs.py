@@ -438,6 +438,24 @@ class FakeWandb:
         self.calls.append("finished")
 
 
+def test_weights_and_biases_that_cannot_be_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class RefusedError(Exception):
+        pass
+
+    class Refusing(FakeWandb):
+        Error = RefusedError
+
+        def init(self, **arguments: Any) -> "FakeWandb":
+            raise RefusedError("no API key\nmore words")
+
+    monkeypatch.setitem(sys.modules, "wandb", Refusing())
+    monkeypatch.setattr("sorl.recorder._installed", lambda name: name == "wandb")
+    with pytest.raises(InputError, match=r"\(no API key\): log in by `wandb login`.*`sorl resume"):
+        Recorder(tmp_path, CONFIG, wandb=True)
+
+
 def test_weights_and_biases_by_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeWandb()
     monkeypatch.setitem(sys.modules, "wandb", fake)

@@ -157,15 +157,22 @@ def test_critic_loss_moves_no_actor_parameter_and_the_reverse(rng):
     assert all(np.any(leaf) for leaf in jax.tree.leaves(gradient.actor))
 
 
-def test_update_equals_two_separate_adams(rng):
-    """One update, done again by hand from the losses: critic first, then actor, then averages."""
-    sorl = algorithm(backprop_steps=1, learning_rate=1e-3)
+@pytest.mark.parametrize("drawn", [(2, 4), (4, 1), (1, 2)])
+def test_update_equals_two_separate_adams(drawn, rng):
+    """One update, done again by hand from the losses: critic first, then actor, then averages.
+
+    The critic's number of steps is another one than the actor's.
+    """
+    sorl = algorithm(backprop_steps=4, learning_rate=1e-3)
     state, batch, key = trained_state(sorl), batch_of(rng), jax.random.key(9)
-    found, metrics = sorl.update(state, batch, jnp.asarray(0), key=key)
+    choices = jax.vmap(sorl.choose_steps)(jnp.arange(100))
+    powers = 2 ** np.stack(choices, axis=1)
+    number = int(np.flatnonzero((powers == drawn).all(axis=1))[0])
+    found, metrics = jax.jit(sorl.update)(state, batch, jnp.asarray(number), key=key)
 
     critic_key, behaviour_key, q_key = jax.random.split(key, 3)
-    one = jnp.asarray(1)
-    target = sorl.critic_target(state, batch, one, key=critic_key)
+    critic_steps, actor_steps = jnp.asarray(drawn[0]), drawn[1]
+    target = sorl.critic_target(state, batch, critic_steps, key=critic_key)
     noise = jax.random.normal(q_key, (ROWS, 3))
 
     def step(model, gradient):
@@ -176,14 +183,20 @@ def test_update_equals_two_separate_adams(rng):
             lambda p, g: p - 1e-3 * (g * scale) / (np.abs(g * scale) + 1e-8), model, gradient
         ), norm
 
-    critic_gradient = eqx.filter_grad(lambda c: sorl.critic_loss(c, batch, target, one)[0])(
-        state.critic
+    def critic_loss(critic):
+        return sorl.critic_loss(critic, batch, target, critic_steps)[0]
+
+    critic, critic_norm = step(state.critic, eqx.filter_grad(critic_loss)(state.critic))
+    behaviour, (flow, consistency) = sorl.behaviour_loss(
+        state.actor, state.target_actor, batch, key=behaviour_key
     )
-    critic, critic_norm = step(state.critic, critic_gradient)
+
+    def q_loss(actor):
+        return sorl.q_loss(actor, critic, batch.observation, noise, steps=actor_steps)
 
     def actor_loss(actor):
         behaviour = sorl.behaviour_loss(actor, state.target_actor, batch, key=behaviour_key)[0]
-        return behaviour + 7.0 * sorl.q_loss(actor, critic, batch.observation, noise, steps=1)
+        return behaviour + 7.0 * q_loss(actor)
 
     actor, actor_norm = step(state.actor, eqx.filter_grad(actor_loss)(state.actor))
     for mine, theirs in ((actor, found.actor), (critic, found.critic)):
@@ -194,8 +207,19 @@ def test_update_equals_two_separate_adams(rng):
         new, online = getattr(found, f"target_{name}"), getattr(found, name)
         for a, b, c in zip(*map(jax.tree.leaves, (old, online, new)), strict=True):
             np.testing.assert_allclose(0.995 * a + 0.005 * b, c, atol=1e-6)
-    np.testing.assert_allclose(metrics["critic/gradient_norm"], critic_norm, rtol=1e-4)
-    np.testing.assert_allclose(metrics["actor/gradient_norm"], actor_norm, rtol=1e-3)
+    by_hand = {
+        "critic/loss": critic_loss(state.critic),
+        "critic/gradient_norm": critic_norm,
+        "critic/q": sorl.critic_loss(state.critic, batch, target, critic_steps)[1],
+        "actor/loss": behaviour + 7.0 * q_loss(state.actor),
+        "actor/flow_matching": flow,
+        "actor/self_consistency": consistency,
+        "actor/q_loss": q_loss(state.actor),
+        "actor/gradient_norm": actor_norm,
+    }
+    assert set(metrics) == set(by_hand)
+    for name, value in by_hand.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-3, err_msg=name)
 
 
 def test_gradient_through_the_switch_equals_the_gradient_of_the_chosen_branch(rng):

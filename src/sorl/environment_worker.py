@@ -9,6 +9,7 @@ import contextlib
 import math
 import mmap
 import os
+import signal
 import traceback
 import warnings
 from multiprocessing.connection import Connection
@@ -335,6 +336,9 @@ def serve(connection_number: int, memory_number: int) -> None:
         memory_number: file descriptor of the shared memory.
     """
     warnings.simplefilter("ignore")  # gymnasium's and glfw's, once for each worker and slot
+    # Some batch systems send it to every process: whoever owns the pipe stops in its own time, and
+    # closes it.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     # The process that feeds the workers must never wait for one of them to yield its core.
     os.nice(5)
     worker = Worker(memory_number)

@@ -145,6 +145,7 @@ def lay_out(
     largest_rewards: Float[Array, " tasks"],
     *,
     batch_devices: int = 1,
+    equal: bool = False,
 ) -> Layout:
     """Lay what belongs to each member over the devices.
 
@@ -153,11 +154,13 @@ def lay_out(
         tasks: the tasks of the data, in their order there.
         largest_rewards: the largest magnitude of a reward of each.
         batch_devices: devices that share the rows of every batch.
+        equal: whether shares must be, since what is laid out is too large to be copied at every
+            call; some accelerators may then be idle.
 
     Raises:
-        InputError: there are fewer devices than that.
+        InputError: there are fewer devices than that, or hosts that would have none.
     """
-    mesh = _mesh(len(members), batch_devices)
+    mesh = _mesh(len(members), batch_devices, equal=equal)
     _, keys = _split_keys(members)
     task_index = jnp.asarray([list(tasks).index(member.task) for member in members])
     # Of each member's own task: the rewards of one task must not decide about another.
@@ -376,7 +379,7 @@ def snapshot_of(
     )
 
 
-def _mesh(members: int, batch_devices: int) -> Mesh:
+def _mesh(members: int, batch_devices: int, *, equal: bool = False) -> Mesh:
     """The groups of devices that the members are shared among.
 
     Devices of a CPU are its cores, which are not idle while one of them works on a program: there
@@ -389,13 +392,20 @@ def _mesh(members: int, batch_devices: int) -> Mesh:
         raise InputError(
             f"batch_devices={batch_devices} is not possible: there are {len(devices)} devices."
         )
-    if _share_cores(devices):
+    if equal or _share_cores(devices):
         count = max(n for n in range(1, min(members, groups) + 1) if members % n == 0)
     else:
         largest_share = -(-members // groups)
         count = -(-members // largest_share)
-    chosen = np.asarray(devices[: count * batch_devices]).reshape(count, batch_devices)
-    return Mesh(chosen, (MEMBERS, ROWS))
+    chosen = devices[: count * batch_devices]
+    busy = len({device.process_index for device in chosen})
+    if busy < jax.process_count():
+        raise InputError(
+            f"{members} members and batch_devices={batch_devices} occupy devices of {busy} of the "
+            f"{jax.process_count()} hosts: train more members, raise batch_devices, or start "
+            "fewer hosts."
+        )
+    return Mesh(np.asarray(chosen).reshape(count, batch_devices), (MEMBERS, ROWS))
 
 
 def _share_cores(devices: Sequence[Any]) -> bool:

@@ -143,7 +143,8 @@ def learn_online(
         chunk: updates between two snapshots, a multiple of those of a round.
         stopping: whether to give up before the first update. The state is then that of `start`.
     """
-    layout = lay_out(members, dataset.tasks, dataset.largest_rewards)
+    # The rows made so far belong to the members, too, and must not be copied at every step.
+    layout = lay_out(members, dataset.tasks, dataset.largest_rewards, equal=True)
     dataset = jax.device_put(dataset, layout.everywhere)
     update, state = start
     online: Online = state.online

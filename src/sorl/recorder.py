@@ -48,7 +48,7 @@ class Recorder:
             wandb: send to Weights & Biases too.
 
         Raises:
-            InputError: a dashboard that was asked for is not installed.
+            InputError: a dashboard that was asked for is not installed or cannot be started.
         """
         check_dashboards(tensorboard=tensorboard, wandb=wandb)
         self._tensorboard: _EventFile | None = None
@@ -59,9 +59,16 @@ class Recorder:
         if wandb:
             # Found by name: the package is optional, and absent where types are checked.
             module = importlib.import_module("wandb")
-            self._wandb_run = module.init(
-                project="sorl", name=folder.name, dir=str(folder), config=dict(config)
-            )
+            try:
+                self._wandb_run = module.init(
+                    project="sorl", name=folder.name, dir=str(folder), config=dict(config)
+                )
+            except module.Error as error:
+                first = next(iter(str(error).splitlines()), type(error).__name__)
+                raise InputError(
+                    f"Weights & Biases cannot be started ({first}): log in by `wandb login`, or "
+                    f"set WANDB_MODE=offline, and go on by `sorl resume {folder}`."
+                ) from error
 
     def record(self, table: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Show rows of `metrics`, `timing` or `evaluations`; each names its `update`."""

@@ -36,7 +36,7 @@ from sorl.members import (
 )
 from sorl.mixed_precision import in_arithmetic
 from sorl.streaming import stream_chunks
-from sorl.types import Member, Transition
+from sorl.types import MAX_UPDATES, Member, Transition
 
 
 def train(
@@ -72,6 +72,7 @@ def train(
             many devices.
         start: where to go on: the number of updates done and the state after them, as a snapshot
             held them. A training that goes on equals one that was never interrupted, bit by bit.
+            Its arrays are given up: copy the state to go on from it twice.
 
     Yields:
         A `sorl.members.Snapshot`: the number of updates done, the members, their state, the means
@@ -88,8 +89,10 @@ def train(
         ("chunk", chunk),
         ("batch_devices", batch_devices),
     ):
-        if value < 1:
-            raise InputError(f"Training with {name}={value} is not possible: give at least 1.")
+        if not 1 <= value <= MAX_UPDATES:
+            raise InputError(
+                f"Training with {name}={value} is not possible: give 1 to {MAX_UPDATES}."
+            )
     if batch_size % batch_devices:
         raise InputError(
             f"Batches of {batch_size} rows cannot be shared by batch_devices={batch_devices} "

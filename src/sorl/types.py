@@ -13,6 +13,8 @@ from sorl.errors import InputError
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
+MAX_UPDATES = 2**31 - 1
+"""Updates are numbered in 32 bits on the device."""
 MAX_STEPS = 1024
 MAX_BEST_OF = 65_536
 MAX_SEED = 2**32 - 1

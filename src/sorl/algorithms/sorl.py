@@ -275,7 +275,7 @@ class SORL(AbstractAlgorithm[SORLState]):
         critic_choice, actor_choice = self.choose_steps(update_index)
         optimizer = self._optimizer()
 
-        steps = jnp.exp2(critic_choice).astype(jnp.int32)
+        steps = jnp.left_shift(1, critic_choice)
         target = self.critic_target(state, batch, steps, key=critic_key)
         critic, critic_optimizer, critic_metrics = minimise(
             "critic",

@@ -28,7 +28,8 @@ class Finetuning:
     """How to learn on from a run by acting, and when to evaluate it. None takes the run's value.
 
     Args:
-        steps: steps of every task and seed in its environments, at least 1.
+        steps: steps of every task and seed in its environments, at least 1. Every checkpoint has
+            room for all of their rows, and that of every evaluation is kept.
         environment: OGBench name, `minari:NAME` or `gym:ID`; needed for a run without one.
         data: the run's data, which may have moved; their content must be the same.
         act_budget: test-time compute of the acting; None means the algorithm's own.

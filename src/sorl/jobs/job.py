@@ -17,7 +17,7 @@ from sorl.data.shards import Shards
 from sorl.data.sources import Source, source_of
 from sorl.errors import InputError
 from sorl.runs import Run
-from sorl.types import MAX_SEED, Budget
+from sorl.types import MAX_SEED, MAX_UPDATES, Budget
 from sorl.units import USUAL
 
 EXECUTION = "execution"
@@ -99,8 +99,11 @@ class Job:
             "evaluate_every",
             "episodes",
         ):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)} is not possible: give at least 1.")
+            if not 1 <= getattr(self, name) <= MAX_UPDATES:
+                raise InputError(
+                    f"{name}={getattr(self, name)} is not possible: give at least 1, and at most "
+                    f"{MAX_UPDATES}."
+                )
         if self.workers is not None and self.workers < 1:
             raise InputError(f"workers={self.workers} is not possible: give at least 1.")
         check_arithmetic(self.arithmetic)

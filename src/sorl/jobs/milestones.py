@@ -74,7 +74,12 @@ class Milestones:
         self._update = first
 
     def restore(self) -> tuple[int, TrainingState] | None:
-        """Go back to the newest checkpoint, drop what was recorded after it, make up leeway."""
+        """Go back to the newest checkpoint, drop what was recorded after it, make up leeway.
+
+        Raises:
+            InputError: the checkpoints are damaged, or no member is alive any more.
+            WorkerError: a worker process died.
+        """
         if checkpoint.latest(self._run.checkpoints) is None:
             self._run.rewind(0)
             return None
@@ -85,14 +90,18 @@ class Milestones:
         self._update = update
         if self.is_milestone(update):
             self._release_missing(update, state)
-        self._make_up(update, state)
+        alive = bool(np.asarray(state.alive).any())
+        self._make_up(update, state if alive else None)
+        if not alive:
+            raise all_stopped(self._run)
         self._clock = time.perf_counter()
         return update, state
 
-    def _make_up(self, update: int, state: TrainingState) -> None:
+    def _make_up(self, update: int, state: TrainingState | None) -> None:
         """Evaluate the milestones that have not been, up to the restored update.
 
-        There are several where training went on beside an evaluation that a kill ended.
+        There are several where training went on beside an evaluation that a kill ended. The
+        restored state itself is not evaluated where it is None.
         """
         if self._job.environment is None:
             # Whatever budgets the job names, the data are asked about the method's own alone.
@@ -118,11 +127,18 @@ class Milestones:
             self._run.forget_scores(missing, budgets)
         for milestone in missing:
             if milestone == update:
-                self.evaluate(update, state)
-            else:
+                if state is not None:
+                    self.evaluate(update, state)
+                continue
+            try:
                 like = like_of(self._run.config)
                 earlier, _ = checkpoint.restore(self._run.checkpoints, like, milestone)
-                self.evaluate(milestone, earlier)
+            except InputError as error:  # training can go on from the newest all the same
+                sentence = f"The evaluation of update {milestone:,} is left out: {error}"
+                self._run.append_event(milestone, sentence)
+                self._display.say(sentence)
+                continue
+            self.evaluate(milestone, earlier)
 
     def is_milestone(self, update: int) -> bool:
         """Whether the state after `update` is evaluated and kept for ever.
@@ -318,6 +334,14 @@ def _policies(
     # Members may be spread over devices; one device acts for all of them.
     states = jax.device_put(state.algorithm, device or jax.devices()[0])
     return eqx.filter_vmap(lambda one: in_units(algorithm.policy(one), units))(states)
+
+
+def all_stopped(run: Run) -> InputError:
+    """What to say where no member is alive any more."""
+    return InputError(
+        f"Every task and seed of {run.path} was stopped: see events.jsonl there, and start a new "
+        "run with a smaller learning rate or weight of the Q loss."
+    )
 
 
 def _mean(values: np.ndarray) -> float:

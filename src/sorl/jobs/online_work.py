@@ -176,6 +176,8 @@ def _work(
             stopping=lambda: work.stop.requested,
         )
         work.follow(snapshots, start[0])
+        if work.stop.requested and plan.start_steps and checkpoint.latest(run.checkpoints) == first:
+            work.display.say("Steps before the first update are not kept: they are made again.")
 
 
 def _other_rewards(environment: str | None, job: Job) -> str | None:

@@ -14,12 +14,11 @@ from sorl.algorithm import AbstractAlgorithm
 from sorl.console import Display
 from sorl.data.dataset import Dataset
 from sorl.data.shards import Shards
-from sorl.errors import InputError
 from sorl.evaluation import Evaluator
 from sorl.interruption import Interruption
 from sorl.jobs.beside import BesideTraining, pays
 from sorl.jobs.job import Job
-from sorl.jobs.milestones import Milestones
+from sorl.jobs.milestones import Milestones, all_stopped
 from sorl.members import Snapshot
 from sorl.recorder import Recorder
 from sorl.runs import Run
@@ -54,22 +53,19 @@ class Session(NamedTuple):
         for snapshot in () if self.stop.requested else snapshots:
             update = snapshot.update
             milestones.log(snapshot)
-            milestones.collect()
             dead = not np.asarray(snapshot.state.alive).any()
-            if milestones.is_milestone(update):
-                milestones.save(update, snapshot.state, milestone=True)
+            milestone = milestones.is_milestone(update)
+            waited = time.monotonic() - saved
+            if milestone or dead or self.stop.requested or waited >= job.checkpoint_seconds:
+                milestones.save(update, snapshot.state, milestone=milestone)
                 saved = time.monotonic()
-                if not dead:
-                    milestones.evaluate(update, snapshot.state)
-            elif self.stop.requested or dead or time.monotonic() - saved >= job.checkpoint_seconds:
-                milestones.save(update, snapshot.state, milestone=False)
-                saved = time.monotonic()
+            # After saving: an evaluation that died must not cost the updates since.
+            milestones.collect()
+            if milestone and not dead:
+                milestones.evaluate(update, snapshot.state)
             if dead:
                 milestones.collect(wait=True)  # the scores of an earlier milestone count
-                raise InputError(
-                    f"Every task and seed of {run.path} was stopped: see events.jsonl there, and "
-                    "start a new run with a smaller learning rate or weight of the Q loss."
-                )
+                raise all_stopped(run)
             if self.stop.requested:
                 break
         milestones.collect(wait=True)
