@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,14 @@ from sorl.algorithms.sorl import SORL
 from sorl.arithmetic import Compute, check_arithmetic, with_arithmetic
 from sorl.errors import InputError
 from sorl.flows import euler_path
+from sorl.inference import act
 from sorl.jobs.job import job_of
 from sorl.layers import Linear, shortened
 from sorl.mixed_precision import in_arithmetic
 from sorl.nn import ActionNetwork
 from sorl.path_gradient import path_value_and_gradient
 from sorl.training import train
-from sorl.types import Image, Spec
+from sorl.types import Image, Spec, Transition
 
 pytest_plugins = ("run_fixtures",)
 

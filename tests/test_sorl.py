@@ -157,7 +157,7 @@ def test_critic_loss_moves_no_actor_parameter_and_the_reverse(rng):
     assert all(np.any(leaf) for leaf in jax.tree.leaves(gradient.actor))
 
 
-@pytest.mark.parametrize("drawn", [(2, 4), (4, 1), (1, 2)])
+@pytest.mark.parametrize("drawn", [(2, 4), (4, 1)])
 def test_update_equals_two_separate_adams(drawn, rng):
     """One update, done again by hand from the losses: critic first, then actor, then averages.
 
@@ -210,10 +210,10 @@ def test_update_equals_two_separate_adams(drawn, rng):
     by_hand = {
         "critic/loss": critic_loss(state.critic),
         "critic/gradient_norm": critic_norm,
-        "critic/q": sorl.critic_loss(state.critic, batch, target, critic_steps)[1],
+        "critic/q": sorl.critic_loss(state.critic, batch, target, critic_steps)[1]["q"],
         "actor/loss": behaviour + 7.0 * q_loss(state.actor),
-        "actor/flow_matching": flow,
-        "actor/self_consistency": consistency,
+        "actor/flow_matching_loss": flow,
+        "actor/self_consistency_loss": consistency,
         "actor/q_loss": q_loss(state.actor),
         "actor/gradient_norm": actor_norm,
     }
