@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +11,9 @@ import scipy.stats
 
 import numpy_networks as slow
 import probes
+from one_member import assert_same, first_adam_step
 from sorl import implicit_q
+from sorl.losses import critic_loss, td_target
 from sorl.optim import adam
 from sorl.types import Spec, Transition
 
@@ -21,6 +24,11 @@ OPTIMIZER = adam(1e-3, max_gradient_norm=None)
 
 def fresh(seed: int = 0) -> implicit_q.ImplicitQ:
     return implicit_q.init(SPEC, (16, 16), OPTIMIZER, heads=2, key=jax.random.key(seed))
+
+
+def told_apart() -> implicit_q.ImplicitQ:
+    """A state whose target is another network than the critic."""
+    return eqx.tree_at(lambda s: s.target_critic, fresh(0), fresh(1).critic)
 
 
 def batch_of(rng) -> Transition:
@@ -40,7 +48,7 @@ def batch_of(rng) -> Transition:
 
 @pytest.mark.parametrize("expectile", [0.5, 0.9])
 def test_one_update_reports_the_losses_of_numpy(rng, expectile):
-    state, batch = fresh(), batch_of(rng)
+    state, batch = told_apart(), batch_of(rng)
     new, metrics = implicit_q.update(
         state, batch, OPTIMIZER, discount=0.9, expectile=expectile, target_rate=0.25
     )
@@ -71,9 +79,32 @@ def test_one_update_reports_the_losses_of_numpy(rng, expectile):
         np.testing.assert_allclose(average, 0.75 * old + 0.25 * online, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("expectile", [0.5, 0.9])
+def test_one_update_is_one_step_of_adam_for_v_and_then_for_q(rng, expectile):
+    state, batch = told_apart(), batch_of(rng)
+    new, metrics = implicit_q.update(
+        state, batch, OPTIMIZER, discount=0.9, expectile=expectile, target_rate=0.25
+    )
+    q = implicit_q.lowest_q(state.target_critic, batch)
+
+    def of_value(value):
+        return implicit_q.value_loss(value, batch, q, expectile=expectile)[0]
+
+    def of_critic(critic):
+        after = jax.vmap(new.value)(batch.next_observation)
+        y = td_target(batch.reward, batch.mask, after, discount=0.9)
+        return critic_loss(critic, batch.observation, batch.action, y)[0]
+
+    for name, loss in (("value", of_value), ("critic", of_critic)):
+        moved, before, norm = first_adam_step(loss, getattr(state, name), learning_rate=1e-3)
+        assert_same(getattr(new, name), moved, atol=3e-5)
+        assert metrics[f"{name}/loss"] == pytest.approx(before, rel=1e-4)
+        assert metrics[f"{name}/gradient_norm"] == pytest.approx(norm, rel=1e-4)
+
+
 def test_no_loss_moves_a_target():
     """V's loss passes no gradient into Q's target network, nor Q's into V."""
-    state, batch = fresh(), batch_of(np.random.default_rng(1))
+    state, batch = told_apart(), batch_of(np.random.default_rng(1))
 
     def moved(before, after):
         pairs = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
