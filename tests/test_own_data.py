@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 import logs
 import sorl
-from run_fixtures import tiny, tiny_folder  # noqa: F401
-from sorl import cli, inference
+from one_member import same
+from run_fixtures import tiny, tiny_data, tiny_folder  # noqa: F401
+from sorl import algorithms, checkpoint, cli, inference, jobs
 from sorl.algorithm import in_units
 from sorl.algorithms.bc import BC
 from sorl.data.importing import import_files
@@ -29,10 +30,13 @@ from sorl.deployment.export.numpy_policy import Policy as NumpyPolicy
 from sorl.deployment.storage import save_policy
 from sorl.errors import InputError
 from sorl.fitted_q import Evidence, fitted_q
-from sorl.jobs import restore_policies
+from sorl.jobs import Job, restore_policies
+from sorl.jobs.finetuning import like_of
+from sorl.jobs.work import load_data
 from sorl.members import initial_state
 from sorl.off_policy import evaluate_off_policy
 from sorl.runs import Run
+from sorl.training import train
 from sorl.types import Budget, Member, Spec
 from sorl.units import USUAL, Units
 
@@ -301,6 +305,38 @@ def test_off_policy_figures_equal_plain_computation(trained: Path) -> None:
         returns.append(total)
     assert float(row["return/data"]) == pytest.approx(np.mean(returns), rel=1e-5)
     assert not set(rows) & set(np.asarray(training.valid_rows).tolist())
+
+
+def test_a_run_without_environment_learns_from_the_other_episodes_alone(
+    tiny: None,  # noqa: F811
+    tiny_data: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """What it ends with is, bit for bit, what training on them by hand ends with."""
+    algorithm = algorithms.get("tiny")()
+    job = Job(
+        environment=None,
+        data=tiny_data,
+        seeds=(0, 3),
+        updates=5,
+        batch_size=6,
+        log_every=2,
+        evaluate_every=4,
+        budgets=(Budget(1, 1),),
+        held_out=0.5,
+        evaluation_seed=3,  # holds the other one of the two episodes out than 0 does
+        fitted_q_updates=0,
+        tensorboard=False,
+    )
+    run = jobs.start(tmp_path / "run", algorithm, job, quiet=True)
+    dataset = load_data(job)
+    assert isinstance(dataset, sorl.Dataset)
+    training, held_out = dataset.split(0.5, seed=3)
+    assert held_out is not None
+    *_, last = train(algorithm, training, seeds=(0, 3), updates=5, batch_size=6, chunk=2)
+    state, metadata = checkpoint.restore(run.checkpoints, like_of(run.config))
+    assert metadata["update"] == 5
+    assert same(state, last.state)
 
 
 def test_an_interrupted_run_without_environment_goes_on_alike(
