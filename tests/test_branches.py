@@ -71,6 +71,30 @@ def test_every_candidate_gets_its_own_return_and_tails_share_their_noise() -> No
     assert done[-1] == (3 * (1 + 4 * 2), 3 * (1 + 4 * 2))
 
 
+class Timed(Steady):
+    """Values an action by its first entry times a tenth of the steps before it."""
+
+    def values(self, observation, action, *, steps):
+        return observation[-1:] * action[:1]
+
+
+def test_a_candidate_takes_the_place_of_the_action_at_the_step_that_it_was_valued_at() -> None:
+    """In this environment an action earns its first entry times the steps before it."""
+    found = branch(
+        Timed(centre=jnp.full(2, 0.1), aggregation="mean"),
+        MEMBER,
+        "tiny_environments:WeightedSum-v0",
+        budget=Budget(1, 4),
+        states=3,
+        tails=1,
+        seed=1,
+    )
+    values, returns = found.values[..., 0], found.returns[..., 0]
+    assert (np.ptp(values, axis=1) > 0.01).any(), "all states are first ones"
+    expected = 10 * (values - values[:, :1])
+    np.testing.assert_allclose(returns - returns[:, :1], expected, atol=1e-4)
+
+
 def test_the_same_seed_gives_the_same_branches_whatever_the_workers() -> None:
     for one, other in zip(roll(2, 1, seed=4), roll(2, 1, seed=4, workers=2), strict=True):
         np.testing.assert_array_equal(one, other)

@@ -75,6 +75,15 @@ class Sum(Reach):
         return observation, float(action[0]), False, False, info
 
 
+class WeightedSum(Reach):
+    """Rewards the first entry of every action times the steps before it; never ends by itself."""
+
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict]:
+        before = self.steps
+        observation, _, _, _, info = super().step(action)
+        return observation, before * float(action[0]), False, False, info
+
+
 class Moody(Reach):
     """Starts elsewhere every time, whatever the seed."""
 
@@ -202,6 +211,7 @@ def register(name: str, kind: Any, max_episode_steps: int | None = 12, trouble: 
 
 register("Reach-v0", Reach)
 register("Sum-v0", Sum)
+register("WeightedSum-v0", WeightedSum)
 register("Bandit-v0", Bandit, max_episode_steps=1)
 register("Moody-v0", Moody)
 register("ReachError-v0", Reach, trouble="raise")
