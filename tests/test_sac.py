@@ -10,6 +10,7 @@ import pytest
 from scipy import integrate, stats
 
 from numpy_networks import mlp, q_values
+from one_member import assert_same, first_adam_step
 from sorl.data.generate.expert.sac import (
     SAC,
     Experience,
@@ -117,6 +118,28 @@ def test_an_update_moves_every_network_as_the_equations_say() -> None:
         strict=True,
     ):
         assert np.abs(new - old).max() == pytest.approx(5e-3, rel=1e-2)
+
+
+def test_an_update_is_one_step_of_adam_towards_the_target_and_then_up_the_critic(
+    state, batch
+) -> None:
+    key = jax.random.key(4)
+    target_noise, actor_noise = jax.random.normal(key, (2, *batch.action.shape))
+    y = RECIPE.target(state, batch, target_noise)
+    after, metrics = RECIPE.update(jax.tree.map(jnp.copy, state), batch, key)
+
+    def of_critic(critic):
+        return critic_loss(critic, batch.observation, batch.action, y)[0]
+
+    def of_actor(actor):
+        alpha = state.temperature()
+        return actor_loss(actor, after.critic, alpha, batch.observation, actor_noise)[0]
+
+    for name, loss in (("critic", of_critic), ("actor", of_actor)):
+        moved, before, norm = first_adam_step(loss, getattr(state, name), learning_rate=5e-3)
+        assert_same(getattr(after, name), moved, atol=1.5e-4)
+        assert metrics[f"{name}/loss"] == pytest.approx(before, rel=1e-4)
+        assert metrics[f"{name}/gradient_norm"] == pytest.approx(norm, rel=1e-4)
 
 
 @pytest.mark.parametrize(("mean", "log_std"), [(0.0, 0.0), (0.7, -1.2), (-2.0, 0.4)])
