@@ -41,7 +41,8 @@ def _reproduce(
     Args:
         targets: what to reproduce.
         scale: paper (1M updates, 4 x 512 units, 8 environments), gpu-hour (about an hour of one
-            modern GPU for a figure) or laptop (about half an hour of two cores).
+            modern GPU for a figure) or laptop (half an hour of two cores for figure 1, hours for
+            table 1).
         out: folder of runs and measurements.
         data: folder of data sets, made there where they are missing, or at scale paper downloaded;
             without it OUT/data, or ~/.ogbench/data.
