@@ -285,13 +285,16 @@ def test_off_policy_figures_equal_plain_computation(trained: Path) -> None:
     rows = np.asarray(held_out.valid_rows)
     policy = in_units(sorl.Policy.load(trained / "run", seed=1).module, USUAL)
     keys = jax.random.split(jax.random.split(jax.random.key(0), 4)[1], len(rows))
-    errors, values = [], []
+    errors, values, of_acted = [], [], []
     for key, place in zip(keys, rows, strict=True):
         observation, logged = held_out.observations[place], held_out.actions[place]
         acted = inference.act(policy, observation, budget=ALGORITHM.default_budget, key=key)
         errors.append(np.abs(np.asarray(acted - logged)))
         values.append(float(policy.score(observation, logged, steps=4)))  # pyright: ignore[reportAttributeAccessIssue]
+        of_acted.append(float(policy.score(observation, acted, steps=4)))  # pyright: ignore[reportAttributeAccessIssue]
     assert float(row["held_out/action_error"]) == pytest.approx(np.mean(errors), rel=1e-4)
+    assert float(row["held_out/q_policy"]) == pytest.approx(np.mean(of_acted), rel=1e-3, abs=1e-5)
+    assert abs(np.mean(of_acted) - np.mean(values)) > 1e-3 * abs(np.mean(values)) + 1e-5
     assert float(row["held_out/q_data"]) == pytest.approx(np.mean(values), rel=1e-3, abs=1e-5)
     starts = held_out.starts
     returns = []
@@ -353,12 +356,15 @@ def test_an_interrupted_run_without_environment_goes_on_alike(
 def test_fitted_q_on_a_walk_with_known_values() -> None:
     """States 0 to 5 in a row; +1 or -1 by the action's sign; reward 1 at the end of the walk."""
     rng = np.random.default_rng(0)
-    state, action = rng.integers(0, 5, 3000), rng.uniform(-1, 1, 3000)
+    state, action = rng.integers(0, 5, 4000), rng.uniform(-1, 1, 4000)
     after = np.clip(state + np.where(action > 0, 1, -1), 0, 5)
     reward, mask = (after == 5).astype(np.float32), (after != 5).astype(np.float32)
     hot = np.eye(6, dtype=np.float32)
-    forward = np.full((3000, 1), 0.6, np.float32)
-    random = rng.uniform(-1, 1, (3000, 1)).astype(np.float32)
+    forward = np.full((4000, 1), 0.6, np.float32)
+    random = rng.uniform(-1, 1, (4000, 1)).astype(np.float32)
+    # Where nothing is known of the next action, what stands there must not matter.
+    usable = np.arange(4000) < 3000
+    forward[~usable], random[~usable], reward[~usable] = -50, 50, 5
     evidence = Evidence(
         observations=jnp.asarray(hot[state]),
         actions=jnp.asarray(action[:, None], jnp.float32),
@@ -366,7 +372,7 @@ def test_fitted_q_on_a_walk_with_known_values() -> None:
         rewards=jnp.asarray([reward, 10 * reward]),
         masks=jnp.asarray([mask, mask]),
         next_actions=jnp.asarray([forward, random]),
-        usable=jnp.ones((2, 3000), bool),
+        usable=jnp.asarray([usable, usable]),
         scale=jnp.asarray([1.0, 10.0]),
         starts=jnp.asarray(hot[:1]),
         start_actions=jnp.asarray([[[0.6]], [[0.6]]], jnp.float32),
@@ -435,6 +441,46 @@ def test_nothing_is_said_of_what_the_log_did_next_where_it_does_not_tell() -> No
         return set(row)
 
     assert columns(ordered=True) - columns(ordered=False) == {"fitted_q/data"}
+
+
+def test_the_estimates_are_of_the_policies_and_of_the_log(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each stands in the column of whoever acts in its evidence."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(40, 3))
+    dataset = sorl.Dataset.from_transitions(
+        rows[:-1], rng.uniform(-1, 1, (39, 2)), rewards=np.ones(39), next_observations=rows[1:]
+    )
+    algorithm, members = BC(hidden=(4,)), [Member(0, 0), Member(0, 1)]
+    states = initial_state(algorithm, dataset.spec, members).algorithm
+
+    def actions_themselves(evidence: Evidence, **_: Any) -> jax.Array:
+        return evidence.next_actions.sum(axis=(1, 2)) + evidence.start_actions.sum(axis=(1, 2))
+
+    monkeypatch.setattr("sorl.off_policy.fitted_q", actions_themselves)
+    found = evaluate_off_policy(
+        algorithm,
+        states,
+        members,
+        dataset,
+        None,
+        update=1,
+        batch_size=4,
+        fitted_q_updates=1,
+        seed=0,
+    )
+    asked = np.append(np.asarray(dataset.valid_rows) + 1, dataset.starts)
+    policies = eqx.filter_vmap(algorithm.policy)(states)
+    for place, row in enumerate(found):
+        policy = jax.tree.map(lambda leaf, place=place: leaf[place], policies)
+        acted = [
+            inference.act(policy, s, budget=Budget(1, 1), key=jax.random.key(0))
+            for s in dataset.observations[asked]
+        ]
+        assert row["fitted_q/policy"] == pytest.approx(float(np.sum(acted)), rel=1e-3)
+        logged = float(np.sum(dataset.actions[asked]))
+        assert row["fitted_q/data"] == pytest.approx(logged, rel=1e-3)
 
 
 # Mixtures.
