@@ -28,7 +28,7 @@ import test_training as t
 from sorl.errors import InputError
 from sorl.hosts import fetch
 try:
-    t.last_of(t.TINY_SORL, t.make(), seeds=(0, 1))
+    t.last_of(t.TINY_SORL, t.make(), tasks=(0,), seeds=(0, 1))
     raise SystemExit("a host without a member was accepted")
 except InputError as error:
     assert "occupy devices of 1 of the 2 hosts" in str(error)
