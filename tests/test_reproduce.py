@@ -345,14 +345,19 @@ def test_figure_5_compares_each_method_at_its_own_budget() -> None:
     assert all("SORL beats FQL with probability 100%" in sentence for sentence in sentences[2:])
 
 
-def test_the_page_tells_the_seeds_of_its_rows_which_may_be_fewer_than_the_scale_s(
-    tmp_path: Path,
-) -> None:
+def keep_figure_5(folder: Path) -> None:
+    """Results of figure 5 from two seeds, where its scale has three."""
     rows = made_rows(lambda row: 0.5, methods=("sorl", "fql"), budgets=SINGLE, seeds=2)
     machine = {"cores": 2, "devices": ["cpu"], "processor": "a processor"}
     config = {"machine": machine, "versions": {}, "created": "2026-11-24"}
     origin = results.origin_of(figure5.EXPERIMENT, LAPTOP, rows, [config])
-    results.keep(tmp_path, rows, origin)
+    results.keep(folder, rows, origin)
+
+
+def test_the_page_tells_the_seeds_of_its_rows_which_may_be_fewer_than_the_scale_s(
+    tmp_path: Path,
+) -> None:
+    keep_figure_5(tmp_path)
     # What the rows were made at, whatever the scale of this name has become.
     since = dataclasses.replace(LAPTOP, updates=1, episodes=1)
     results.draw(tmp_path, "figure5", figure5.EXPERIMENT, since)
@@ -380,11 +385,7 @@ def test_the_page_tells_the_seeds_of_its_rows_which_may_be_fewer_than_the_scale_
 def test_damaged_results_are_refused_in_one_sentence(
     damage: Callable[[Path], Any], expected: str, tmp_path: Path
 ) -> None:
-    rows = made_rows(lambda row: 0.5, methods=("sorl", "fql"), budgets=SINGLE, seeds=2)
-    machine = {"cores": 2, "devices": ["cpu"], "processor": "a processor"}
-    config = {"machine": machine, "versions": {}, "created": "2026-11-24"}
-    origin = results.origin_of(figure5.EXPERIMENT, LAPTOP, rows, [config])
-    results.keep(tmp_path, rows, origin)
+    keep_figure_5(tmp_path)
     damage(tmp_path)
     with pytest.raises(InputError, match=expected):
         results.draw(tmp_path, "figure5", figure5.EXPERIMENT, LAPTOP)
