@@ -33,6 +33,7 @@ from sorl.experiments import (
     experiment,
     figure1,
     figure2,
+    figure3,
     figure4,
     figure5,
     results,
@@ -89,6 +90,7 @@ def test_cells_share_a_folder_exactly_where_all_that_decides_the_run_is_equal() 
                 "batch_size": 64,
                 "episodes": 10,
                 "generated": 10,
+                "arithmetic": "bfloat16",
             }.items()
         ),
     ]
@@ -123,6 +125,28 @@ def test_the_paper_s_scale_is_the_paper_s() -> None:
     assert all(algorithms.describe(one.algorithm)["hidden"] == (512,) * 4 for one in every)
     assert sorted(table1.METHODS) == algorithms.names()
     assert all(one.seeds == 5 for one in figure5.cells(paper))
+
+
+def test_a_scale_narrowed_to_some_data_sets_makes_their_runs_alone_and_the_same() -> None:
+    some = LAPTOP.narrowed([CUBE])
+    assert some.only == (CUBE,)
+    assert [one.name for one in figure1.cells(some)] == [one.name for one in figure1.cells(LAPTOP)]
+    whole = [one.name for one in table1.cells(LAPTOP) if one.dataset == CUBE]
+    assert [one.name for one in table1.cells(some)] == whole
+    assert 0 < len(whole) < len(table1.cells(LAPTOP))
+    assert LAPTOP.narrowed([]) is LAPTOP
+    with pytest.raises(InputError, match="Scale laptop has no data set 'cube': choose of cube-sin"):
+        LAPTOP.narrowed([CUBE, "cube"])
+
+
+def test_a_run_multiplies_in_the_numbers_of_its_scale_and_the_figure_names_them() -> None:
+    hour = scale("gpu-hour")
+    assert {one.job(None).arithmetic for one in figure1.cells(hour)} == {"bfloat16"}
+    assert "products in bfloat16" in hour.describe()
+    assert "products in bfloat16" in figure3.size(hour)
+    for exact in (LAPTOP, scale("paper")):
+        assert {one.job(None).arithmetic for one in figure1.cells(exact)} == {"float32"}
+        assert "products" not in exact.describe() + figure3.size(exact)
 
 
 @pytest.mark.parametrize("name", SCALES)
@@ -609,6 +633,22 @@ def test_the_command_makes_what_is_missing_and_draws_from_rows_alone(
     # Two runs of three evaluations, two tasks and two seeds; a member is a number and its update.
     assert "Their checkpoints take 0.0 GB" in told
     assert tree(out) == before
+
+
+def test_results_of_some_data_sets_tell_the_command_that_made_them(
+    target: list[int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["reproduce", "figure1", "--out", str(tmp_path), "--environments"]
+    assert cli.run([*command, CUBE]) == 0
+    page = tmp_path / "laptop" / "figure1" / "README.md"
+    made = f"`sorl reproduce figure1 --scale laptop --environments {CUBE}`"
+    assert made in page.read_text()
+    page.unlink()
+    redraw = ["--redraw", "--results", str(tmp_path / "laptop")]
+    assert cli.run(["reproduce", "figure1", *redraw]) == 0, "the results know what they are of"
+    assert made in page.read_text()
+    assert cli.run([*command, "cube"]) == 2
+    assert "has no data set 'cube'" in capsys.readouterr().err
 
 
 def test_published_data_are_fetched_before_any_run_into_the_folder_that_is_named(

@@ -22,6 +22,7 @@ def run(arguments: list[str]) -> None:
 def _reproduce(
     targets: tyro.conf.Positional[tuple[str, ...]],
     scale: Literal["paper", "gpu-hour", "laptop"] = "laptop",
+    environments: tuple[str, ...] = (),
     out: Path = Path("reproduction"),
     data: Path | None = None,
     results: Path | None = None,
@@ -43,6 +44,8 @@ def _reproduce(
         scale: paper (1M updates, 4 x 512 units, 8 environments), gpu-hour (about an hour of one
             modern GPU for a figure) or laptop (half an hour of two cores for figure 1, hours for
             table 1).
+        environments: these of the scale's data sets alone, such as cube-single-play-v0; none means
+            all of them.
         out: folder of runs and measurements.
         data: folder of data sets, made there where they are missing, or at scale paper downloaded;
             without it OUT/data, or ~/.ogbench/data.
@@ -61,7 +64,7 @@ def _reproduce(
     from sorl.experiments.scales import scale as scale_of
     from sorl.runs import locked
 
-    size = scale_of(scale)
+    size = scale_of(scale).narrowed(environments)
     task = reproduce.Reproduction(
         targets=reproduce.chosen(targets),
         scale=size,

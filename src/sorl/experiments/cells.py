@@ -75,6 +75,7 @@ class Cell:
             "evaluate_every": job.evaluate_every,
             "episodes": job.episodes,
             "budgets": list(map(str, job.budgets)),
+            **({} if job.arithmetic == "float32" else {"arithmetic": job.arithmetic}),
         }
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         return f"{self.method}-{self.dataset.removesuffix('-v0')}-{digest[:10]}"
@@ -98,6 +99,7 @@ class Cell:
             seeds=tuple(range(self.seeds)),
             updates=scale.updates,
             batch_size=scale.batch_size,
+            arithmetic=scale.arithmetic,
             log_every=min(LOG_EVERY, scale.evaluate_every),
             evaluate_every=scale.evaluate_every,
             budgets=(self.algorithm.own_budget,),

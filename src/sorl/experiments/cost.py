@@ -98,6 +98,7 @@ def seconds_per_flop(cell: Cell, *, updates: int = 20) -> float:
         seeds=range(cell.seeds * len(cell.tasks)),
         updates=10**9,
         batch_size=cell.scale.batch_size,
+        arithmetic=cell.scale.arithmetic,
         chunk=updates,
     )
     next(training)  # compiles

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sorl import algorithms, provenance
+from sorl.arithmetic import Arithmetic
 from sorl.experiments import looks
 from sorl.experiments.cost import flops_of_update
 from sorl.experiments.experiment import Experiment, Measurement, OnProgress
@@ -50,6 +51,7 @@ class Setting:
         turns: timed turns of each method.
         calls: timed decisions of each method and number of steps.
         where: the processor, the number of cores, and versions.
+        arithmetic: in which numbers networks are multiplied in training.
     """
 
     hidden: tuple[int, ...]
@@ -59,6 +61,7 @@ class Setting:
     turns: int
     calls: int
     where: tuple[str, ...] = ()
+    arithmetic: Arithmetic = "float32"
 
 
 def settings(scale: Scale) -> list[Setting]:
@@ -72,6 +75,7 @@ def settings(scale: Scale) -> list[Setting]:
             turns=5,
             calls=200,
             where=_here(),
+            arithmetic=scale.arithmetic,
         )
     ]
 
@@ -94,10 +98,11 @@ def flops(setting: Setting) -> float:
 def size(scale: Scale) -> str:
     """The network, the batch and how many train together."""
     [setting] = settings(scale)
+    numbers = "" if setting.arithmetic == "float32" else f", products in {setting.arithmetic}"
     return (
         f"{scale.title}: {len(setting.hidden)} x {setting.hidden[0]} units, batch "
-        f"{setting.batch_size}, {setting.seeds} seeds together, synthetic data with {OBSERVATION} "
-        f"numbers in an observation and {ACTION} in an action"
+        f"{setting.batch_size}{numbers}, {setting.seeds} seeds together, synthetic data with "
+        f"{OBSERVATION} numbers in an observation and {ACTION} in an action"
     )
 
 
@@ -194,6 +199,7 @@ def _training(algorithm: Any, setting: Setting) -> Any:
         seeds=range(setting.seeds),
         updates=10**9,
         batch_size=setting.batch_size,
+        arithmetic=setting.arithmetic,
         chunk=setting.updates,
     )
 

@@ -63,7 +63,7 @@ def draw(folder: Path, target: str, experiment: Experiment, scale: Scale) -> Non
             f"{origin.get('rows')}: make them anew without --redraw."
         )
     try:
-        _draw(folder, target, experiment, scale, origin, rows)
+        _draw(folder, target, experiment, scale.narrowed(origin.get("only", ())), origin, rows)
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise InputError(
             f"The results in {folder} are damaged or of another version ({type(error).__name__}: "
@@ -94,6 +94,8 @@ def _draw(
         found = "\n".join(f"* {sentence}" for sentence in experiment.findings(rows, scale))
         parts.append(f"**Here.**\n\n{found}")
     command = f"sorl reproduce {target} --scale {scale.name}"
+    if only := origin.get("only"):
+        command += f" --environments {' '.join(only)}"
     parts.append(
         f"Made by `{command}`; drawn again from {ROWS} by `{command} --redraw --results FOLDER`, "
         "the folder that this one lies in."
@@ -119,6 +121,7 @@ def origin_of(
     return {
         "scale": scale.name,
         "size": experiment.size(scale),
+        **({"only": list(scale.only)} if scale.only else {}),
         "episodes": scale.episodes,
         "rows": len(rows.rows),
         "machines": [one for place, one in enumerate(machines) if one not in machines[:place]],

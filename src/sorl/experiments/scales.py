@@ -7,9 +7,10 @@ experiment; the others ask the same question of smaller networks, fewer updates 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
+from sorl.arithmetic import Arithmetic
 from sorl.data.names import NUMBER_OF_TASKS, default_task
 from sorl.errors import InputError
 
@@ -46,6 +47,8 @@ class Scale:
             the published files, downloaded where they are missing.
         chosen: hyperparameters by data set and algorithm where none are published, and what was
             found to need another value at this size.
+        arithmetic: in which numbers networks are multiplied in training, see `sorl.arithmetic`.
+        only: the data sets that it was narrowed to, see `narrowed`; empty means all.
     """
 
     name: str
@@ -62,11 +65,38 @@ class Scale:
     episodes: int
     generated: int | None
     chosen: Mapping[str, Mapping[str, Mapping[str, Any]]] = dataclasses.field(default_factory=dict)
+    arithmetic: Arithmetic = "float32"
+    only: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
         """Its name, and whether it is smaller than the paper's."""
         return f"scale {self.name}{'' if self.name == 'paper' else ' (small-scale)'}"
+
+    def narrowed(self, names: Collection[str]) -> Scale:
+        """The same scale with some of its data sets alone; no names means all.
+
+        Raises:
+            InputError: a name is none of its data sets.
+        """
+        if not names:
+            return self
+        every = {**self.environments, **self.table_environments}
+        for name in names:
+            if name not in every:
+                raise InputError(
+                    f"Scale {self.name} has no data set {name!r}: choose of {', '.join(every)}."
+                )
+
+        def some(tasks: Mapping[str, tuple[int, ...]]) -> Mapping[str, tuple[int, ...]]:
+            return {name: numbers for name, numbers in tasks.items() if name in names}
+
+        return dataclasses.replace(
+            self,
+            environments=some(self.environments),
+            table_environments=some(self.table_environments),
+            only=tuple(name for name in every if name in names),
+        )
 
     def describe(self) -> str:
         """What it is, in one line for a figure."""
@@ -77,9 +107,10 @@ class Scale:
             if self.generated is None
             else f"{self.generated:,} episodes of data generated here"
         )
+        numbers = "" if self.arithmetic == "float32" else f", products in {self.arithmetic}"
         return (
             f"{self.title}: {self.updates:,} updates, {layers} units, batch "
-            f"{self.batch_size}{rate}, {data}"
+            f"{self.batch_size}{rate}{numbers}, {data}"
         )
 
 
@@ -136,6 +167,7 @@ SCALES: Mapping[str, Scale] = {
             fewer_seeds=5,
             episodes=20,
             generated=1_000,
+            arithmetic="bfloat16",  # in float32 a figure takes one GPU several hours
         ),
         Scale(
             name="laptop",

@@ -23,13 +23,12 @@ def table(rows: Rows, scale: Scale) -> str:
             values = (looks.percent_interval(own_budget(part, m).estimate()) for m in METHODS)
             lines.append(f"| {environment}, task {task:g} | {' | '.join(values)} |")
     count = len(PAPER_ENVIRONMENTS) * NUMBER_OF_TASKS
-    here = sum(len(tasks) for tasks in scale.table_environments.values())
     return "\n".join(
         [
             *lines,
             "",
-            f"Mean success over the last three evaluations and all seeds: {here} task(s) at this "
-            f"scale, {count} in the paper.",
+            f"Mean success over the last three evaluations and all seeds: {len(rows.tasks())} "
+            f"task(s) at this scale, {count} in the paper.",
         ]
     )
 

@@ -50,6 +50,7 @@ def _shared(scale: Scale) -> str:
     rows = {
         "updates": f"{scale.updates:,}",
         "batch size": scale.batch_size,
+        "arithmetic": scale.arithmetic,
         "seeds": scale.seeds,
         **{name: getattr(used, name) for name in _fields("sorl") if name not in _varying("sorl")},
     }
