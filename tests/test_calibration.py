@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,10 @@ from sorl.deployment.calibration import (
     read_calibration,
     write_calibration,
 )
-from sorl.deployment.policy import Policy, save_policy
+from sorl.deployment.policy import Policy, load_stacked, save_policy
+from sorl.deployment.storage import policy_folder
 from sorl.errors import InputError
+from sorl.evaluation import Evaluation
 from sorl.inference import Strategy
 from sorl.jobs.calibration import held_out_file, states_of
 from sorl.runs import Run
@@ -427,6 +430,58 @@ def test_a_run_is_calibrated_and_its_policies_keep_deadlines(
     found = read_calibration(folder)
     assert found is not None
     assert found.best_within(1e4).budget == Budget(4, 1), "without all rollouts the most steps"
+
+
+def test_percentiles_are_of_all_calls_and_rollouts_are_pooled_over_the_seeds_of_a_task(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [first] = (copied / "policy").iterdir()
+    stacked, [known] = load_stacked(copied)
+    everyone = [known, Member(known.task, known.seed + 1), Member(known.task + 1, known.seed)]
+    for member in everyone[1:]:
+        shutil.copytree(first, policy_folder(copied, member))
+    monkeypatch.setattr("sorl.jobs.calibration.load_stacked", lambda path: (stacked, everyone))
+    ramp = np.arange(1.0, 101.0)  # percentiles of 1 to 100, evenly: 50.5 and 99.01
+
+    def latencies(policy: Policy, ways: Any, rows: Any, **_: Any) -> np.ndarray:
+        return np.array([[ramp * (1 + i) * count for count in rows] for i in range(len(ways))])
+
+    shares = {everyone[0]: 0.25, everyone[1]: 0.75, everyone[2]: 1.0}
+
+    class Rollouts:
+        def __init__(self, environment: str, *, workers: int | None) -> None:
+            pass
+
+        def __enter__(self) -> Rollouts:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def evaluate(
+            self, policies: Any, members: Any, *, budgets: Any, episodes: int, **_: Any
+        ) -> list[Evaluation]:
+            [budget] = budgets
+            lost = 0.25 * (budget.steps - 1)
+            return [
+                Evaluation(m, budget, episodes, shares[m] - lost, 0.0, 1.0, 1.0, 1.0, 1.0)
+                for m in members
+            ]
+
+    monkeypatch.setattr("sorl.jobs.calibration.latencies", latencies)
+    monkeypatch.setattr("sorl.jobs.calibration.Evaluator", Rollouts)
+    budgets = ("--budgets", "1x1", "2x1", "--rows", 2, 1, "--calls", 100, "--states", 1)
+    assert calibrate(copied, *budgets, "--episodes", 4) == 0
+    for member in everyone:
+        found = read_calibration(policy_folder(copied, member))
+        assert found is not None
+        assert found.rows == (1, 2)
+        for i, entry in enumerate(found.measured):
+            np.testing.assert_allclose(entry.p50_ms, [50.5 * (1 + i), 101.0 * (1 + i)])
+            np.testing.assert_allclose(entry.p99_ms, [99.01 * (1 + i), 198.02 * (1 + i)])
+        of = 8 if member.task == known.task else 4
+        lost = of // 4
+        assert [(e.successes, e.episodes) for e in found.measured] == [(4, of), (4 - lost, of)]
 
 
 def test_without_rollouts_the_successes_of_the_same_ways_stay(
