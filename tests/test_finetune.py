@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 import probes
 import sorl.collection
@@ -26,7 +27,7 @@ from compilations import compilations
 from finished_run import evaluations_without_clock, tree
 from local_environments import LocalEnvironments
 from sorl import algorithms, checkpoint, cli, jobs
-from sorl.algorithm import AbstractAlgorithm
+from sorl.algorithm import AbstractAlgorithm, AbstractPolicy
 from sorl.algorithms.bc import BC
 from sorl.algorithms.rebrac import ReBRAC
 from sorl.algorithms.sorl import SORL
@@ -575,9 +576,22 @@ class Scripted(Collector):
         return []
 
 
+class Tenths(AbstractPolicy):
+    """Answers a tenth of its sampling steps, whatever it sees."""
+
+    def noise_shape(self, steps):
+        return (2,)
+
+    def from_noise(self, observation, noise, *, steps):
+        return jnp.full(2, steps / 10)
+
+    def check_steps(self, steps):
+        pass
+
+
 @dataclasses.dataclass(frozen=True)
 class Witness(AbstractAlgorithm[Any]):
-    """Learns nothing and tells what it was given; its policy is that of BC."""
+    """Learns nothing and tells what it was given."""
 
     presets: ClassVar = {}
     default_budget: ClassVar = Budget(1, 1)
@@ -595,7 +609,7 @@ class Witness(AbstractAlgorithm[Any]):
         }
 
     def policy(self, state):
-        return BC(hidden=(4,)).policy(state)
+        return Tenths()
 
 
 def witnessed(plan: Plan, chunk: int, batch_size: int = 512) -> tuple[list[Snapshot], Scripted]:
@@ -646,6 +660,24 @@ def test_members_see_their_own_rows_and_all_of_them_so_far() -> None:
     # No two of a round's actions are the same draw, nor those of two rounds.
     acted = np.stack(collector.acted).reshape(-1, 2)
     assert len(np.unique(acted, axis=0)) == len(acted) == 12 * 3 * 2
+
+
+def test_acting_spends_its_budget_and_adds_normal_noise_within_the_range() -> None:
+    plan = Plan(steps=400, budget=Budget(4, 1), environments=50, start_steps=400 - 50)
+    _, collector = witnessed(plan, chunk=50)
+    acted = np.stack(collector.acted)
+    np.testing.assert_array_equal(acted, np.full((8, 3, 50, 2), 0.4, np.float32))
+    _, collector = witnessed(dataclasses.replace(plan, noise=0.1), chunk=50)
+    noise = (np.stack(collector.acted) - 0.4) / 0.1
+    assert scipy.stats.kstest(noise.ravel(), "norm").pvalue > 0.01  # keys are fixed
+    assert len(np.unique(noise)) > 0.99 * noise.size, "nothing shares a draw"
+    _, collector = witnessed(dataclasses.replace(plan, noise=3.0), chunk=50)
+    acted = np.stack(collector.acted)
+    assert (acted.min(), acted.max()) == (-1, 1)
+    # Of 0.4 + 3 z: Φ(-1.4 / 3) of them below the range and Φ(-0.6 / 3) above it.
+    for end, z in ((-1, -1.4 / 3), (1, -0.6 / 3)):
+        expected = acted.size * scipy.stats.norm.cdf(z)
+        assert abs(np.count_nonzero(acted == end) - expected) < 4 * np.sqrt(expected)
 
 
 # What is learnt.
