@@ -19,7 +19,7 @@ import pytest
 
 import probes
 from compilations import compilations
-from sorl import algorithms, checkpoint
+from sorl import algorithms, checkpoint, published
 from sorl.algorithm import AbstractAlgorithm, AbstractScoredPolicy
 from sorl.choices import Choice
 from sorl.deployment.policy import Policy, save_policy
@@ -318,6 +318,73 @@ def test_best_of_n_for_a_batch_equals_one_by_one(trained, batch):
             float(policy.score(observations[i], action, steps=budget.steps)) for action in drawn
         ]
         np.testing.assert_allclose(together[i], drawn[int(np.argmax(scores))], atol=1e-5)
+
+
+# Published values ------------------------------------------------------------------------
+
+# What the papers tell, of the baselines FQL's (arXiv 2502.02538); values of ours are left out.
+COMMON = {
+    "hidden": (512,) * 4, "learning_rate": 3e-4, "discount": 0.99, "target_rate": 0.005,
+}  # fmt: skip
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "bc": {},
+    "iql": {"expectile": 0.9, "inverse_temperature": 10.0},
+    "rebrac": {
+        "actor_penalty": 0.01, "critic_penalty": 0.01, "target_noise": 0.2,
+        "target_noise_clip": 0.5, "policy_delay": 2,
+    },
+    "idql": {"expectile": 0.9, "diffusion_steps": 10},
+    "srpo": {"expectile": 0.9},
+    "cac": {},
+    "fawac": {"flow_steps": 10},
+    "fbrac": {"flow_steps": 10},
+    "ifql": {"expectile": 0.9},
+    "fql": {"flow_steps": 10, "normalise_q": False},
+    "sorl": {"discretization": 8, "backprop_steps": 8, "learning_rate": 1e-4},
+}  # fmt: skip
+OF_ENVIRONMENTS: dict[str, dict[str, dict[str, float]]] = {
+    "iql": {"humanoidmaze-medium-navigate": {"inverse_temperature": 10.0}},
+    "rebrac": {
+        "humanoidmaze-medium-navigate": {"actor_penalty": 0.01, "critic_penalty": 0.01},
+        "antmaze-giant-navigate": {"actor_penalty": 0.003, "critic_penalty": 0.01},
+    },
+    "sorl": {
+        "antmaze-large-navigate": {"q_loss_coef": 500.0},
+        "antmaze-giant-navigate": {"q_loss_coef": 500.0},
+        "humanoidmaze-medium-navigate": {"q_loss_coef": 100.0},
+        "humanoidmaze-large-navigate": {"q_loss_coef": 500.0},
+        "antsoccer-arena-navigate": {"q_loss_coef": 500.0},
+        "cube-single-play": {"q_loss_coef": 10.0},
+        "cube-double-play": {"q_loss_coef": 50.0},
+        "scene-play": {"q_loss_coef": 100.0},
+    },
+}
+# Of every method that has the field: smaller discounts nowhere, the minimum in two ant mazes.
+DISCOUNT_0995 = {
+    "antmaze-giant-navigate", "humanoidmaze-medium-navigate", "humanoidmaze-large-navigate",
+    "antsoccer-arena-navigate",
+}  # fmt: skip
+MINIMUM = {"antmaze-large-navigate", "antmaze-giant-navigate"}
+
+
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
+def test_published_values_are_the_defaults_and_those_of_the_environments(name):
+    used = algorithms.describe(algorithms.get(name)())
+    for field, value in {**COMMON, **PUBLISHED[name]}.items():
+        assert used.get(field, value) == value, field
+    assert set(PUBLISHED[name]) <= set(used)
+    best_of = {"idql": 32, "ifql": 32}.get(name, 1)
+    assert algorithms.get(name).default_budget.best_of == best_of
+    for environment in published.ENVIRONMENTS:
+        values = algorithms.preset(name, f"{environment}-v0")
+        for field, value in OF_ENVIRONMENTS.get(name, {}).get(environment, {}).items():
+            assert {**used, **values}[field] == value, environment
+        if "discount" in used:
+            discount = 0.995 if environment in DISCOUNT_0995 else 0.99
+            assert {**used, **values}["discount"] == discount, environment
+        if "target_aggregation" in used:
+            combined = "min" if environment in MINIMUM else "mean"
+            assert {**used, **values}["target_aggregation"] == combined, environment
 
 
 # Discovery ---------------------------------------------------------------------------------
