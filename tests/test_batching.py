@@ -165,14 +165,15 @@ def test_company_is_waited_for_and_not_longer(policy: Policy) -> None:
         await asyncio.gather(first, batcher.act(order(seed=2)))
         return time.monotonic() - began
 
-    seconds, batches = served(policy, use, max_wait_ms=200)
+    # Long beside what a busy machine may take between two lines.
+    seconds, batches = served(policy, use, max_wait_ms=1000)
     assert [batch.orders for batch in batches] == [2]
-    assert 0.2 <= seconds < 5
-    # A full batch goes at once.
-    full = [order(seed=seed) for seed in range(4)]
+    assert 1 <= seconds < 10
+    # A full batch goes at once, though none of its orders is due before a minute is over.
+    full = [order(seed=seed, waited=-60) for seed in range(4)]
     began = time.monotonic()
     outcomes, batches = served(policy, all_of(*full), max_wait_ms=1000)
-    assert time.monotonic() - began < 0.9
+    assert time.monotonic() - began < 50
     assert [batch.orders for batch in batches] == [4]
     assert len(outcomes) == 4
 
@@ -440,8 +441,8 @@ def test_a_deadline_that_passes_in_the_queue_fails_at_once(
 def test_late_answers_are_counted(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
     async def use(batcher: Batcher) -> None:
         with held(policy, monkeypatch, steps=4) as release:
-            task = asyncio.ensure_future(batcher.act(order(budget=None, deadline_ms=50)))
-            await asyncio.sleep(0.2)
+            task = asyncio.ensure_future(batcher.act(order(budget=None, deadline_ms=500)))
+            await asyncio.sleep(0.7)
             release.set()
             await task
 
