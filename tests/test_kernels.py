@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -12,14 +15,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import one_member
 from sorl import kernels
+from sorl.algorithms.sorl import SORL
 from sorl.arithmetic import with_arithmetic
 from sorl.layers import LAYER_NORM_EPSILON
+from sorl.mixed_precision import in_arithmetic
 from sorl.nn import MLP
 
 # bfloat16 has 8 significant bits: rounding moves a number by at most this share of it.
 ROUNDING = 2.0**-8
 MEMBERS, HEADS, ROWS, SIZE = 3, 2, 32, 64
+ALGORITHM = SORL(hidden=(32, 32), discretization=2, backprop_steps=1)
 
 
 def over_all(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -127,9 +134,9 @@ def test_which_shapes_fit(rows, size, expected):
 @pytest.mark.parametrize("hidden", [(64, 32), (64, 40)], ids=["kernels", "a layer that fits none"])
 @pytest.mark.parametrize("arithmetic", ["float32", "bfloat16"])
 def test_many_rows_are_mapped_as_one_by_one(hidden, arithmetic, rng):
-    network = with_arithmetic(
-        MLP(20, hidden, 1, layer_norm=True, key=jax.random.key(0)), arithmetic
-    )
+    fused = arithmetic == "bfloat16"
+    network = MLP(20, hidden, 1, layer_norm=True, key=jax.random.key(0))
+    network = with_arithmetic(network, arithmetic, fused=fused)
     x = jnp.asarray(rng.normal(size=(32, 20)), jnp.float32)
 
     def loss(network: MLP, *, way: Callable[[MLP], jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -149,5 +156,43 @@ def test_many_rows_are_mapped_as_one_by_one(hidden, arithmetic, rng):
     for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(slope), strict=True):
         assert a.dtype == b.dtype
         np.testing.assert_allclose(a, b, atol=tolerance * float(jnp.max(jnp.abs(b))))
-    fused = "custom_vjp" in str(jax.make_jaxpr(lambda x: network.rows(x))(x))
-    assert fused or arithmetic == "float32"
+    assert ("gelu_layer_norm" in str(jax.make_jaxpr(network.rows)(x))) == fused
+
+
+@dataclasses.dataclass(frozen=True)
+class Gpu:
+    """What JAX tells of a GPU."""
+
+    compute_capability: str
+    platform: str = "gpu"
+
+
+@pytest.mark.parametrize(
+    ("gpus", "batch_devices", "expected"),
+    [
+        ([], 1, True),
+        ([Gpu("9.0")], 1, True),
+        ([Gpu("8.0"), Gpu("12.0")], 1, True),
+        ([Gpu("9.0"), Gpu("7.5")], 1, False),
+        ([Gpu("gfx942")], 1, False),
+        ([Gpu("9.0"), Gpu("9.0")], 2, False),
+    ],
+)
+def test_training_takes_the_kernels_where_they_can_be_made_and_divided(
+    gpus: list[Gpu], batch_devices: int, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not for GPUs before Ampere, nor where devices share the rows of a batch."""
+    state = jax.eval_shape(lambda key: ALGORITHM.init(one_member.SPEC, key=key), jax.random.key(0))
+    batch = one_member.batch_of(np.random.default_rng(0), 32)
+    monkeypatch.setattr("sorl.kernels.jax.devices", lambda: [*gpus, *jax.local_devices()])
+    training = in_arithmetic(ALGORITHM, "bfloat16", batch_devices=batch_devices)
+    update = jax.jit(lambda *arguments, key: training.update(*arguments, key=key))
+    monkeypatch.undo()
+    traced = update.trace(state, batch, jnp.int32(0), key=jax.random.key(1))
+    assert ("triton" in traced.lower(lowering_platforms=("cuda",)).as_text()) == expected
+
+
+def test_who_only_acts_does_not_import_what_makes_kernels() -> None:
+    program = "import sys, sorl.deployment.policy; print('jax.experimental.pallas' in sys.modules)"
+    command = [sys.executable, "-c", program]
+    assert subprocess.run(command, capture_output=True, check=True).stdout == b"False\n"

@@ -38,9 +38,11 @@ class Compute(eqx.Module):
 
     Args:
         arithmetic: in which numbers.
+        fused: whether what stands between two products may be one kernel, see `sorl.kernels`.
     """
 
     arithmetic: Arithmetic = eqx.field(static=True, default="float32")
+    fused: bool = eqx.field(static=True, default=False)
 
     def factor(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         """`x` as a product reads it."""
@@ -90,14 +92,16 @@ def _gelu_backward(
 _gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
-def with_arithmetic(tree: Tree, arithmetic: Arithmetic) -> Tree:
+def with_arithmetic(tree: Tree, arithmetic: Arithmetic, *, fused: bool = False) -> Tree:
     """The same networks (or gradients, or optimiser's states of them) computing otherwise."""
 
     def is_compute(node: object) -> bool:
         return isinstance(node, Compute)
 
     return jax.tree.map(
-        lambda node: Compute(arithmetic) if is_compute(node) else node, tree, is_leaf=is_compute
+        lambda node: Compute(arithmetic, fused) if is_compute(node) else node,
+        tree,
+        is_leaf=is_compute,
     )
 
 

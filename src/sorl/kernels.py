@@ -21,8 +21,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton
 from jaxtyping import Array, BFloat16, Float
 
 from sorl.layers import LAYER_NORM_EPSILON
@@ -43,6 +41,21 @@ Vector = Float[Array, " size"]
 def fits(rows: int, size: int) -> bool:
     """Whether the kernels can be used: whole blocks of rows, and a power of two of entries."""
     return rows % (SLAB * SLABS) == 0 and 32 <= size <= 4096 and size & (size - 1) == 0
+
+
+def usable(batch_devices: int) -> bool:
+    """Whether training may use the kernels.
+
+    XLA cannot divide a kernel's rows among the devices that share a batch: each would compute all
+    of them. And it makes kernels of this kind for NVIDIA's GPUs since Ampere alone.
+    """
+    gpus = [device for device in jax.devices() if device.platform == "gpu"]
+    return batch_devices == 1 and all(_since_ampere(gpu) for gpu in gpus)
+
+
+def _since_ampere(gpu: Any) -> bool:
+    major = str(getattr(gpu, "compute_capability", "")).split(".")[0]
+    return major.isdigit() and int(major) >= 8
 
 
 @jax.custom_vjp
@@ -124,6 +137,8 @@ def _kernel(h: Any, bias: Any, scale: Any, offset: Any, o: Any) -> None:
 def _gradient_kernel(
     h: Any, bias: Any, scale: Any, d: Any, dh: Any, db: Any, dscale: Any, doffset: Any
 ) -> None:
+    from jax.experimental import pallas as pl
+
     def slab(place: Any, sums: tuple[Array, ...]) -> tuple[Array, ...]:
         rows = pl.ds(place * SLAB, SLAB)
         dh[rows, :], parts = _slab_gradient(h[rows, :], bias[...], scale[...], d[rows, :])
@@ -136,6 +151,10 @@ def _gradient_kernel(
 def _on_gpu(
     h: Rows, bias: Vector, scale: Vector, offset: Vector, *, interpret: bool = False
 ) -> Rows:
+    # Here, since whoever only acts needs neither.
+    from jax.experimental import pallas as pl
+    from jax.experimental.pallas import triton
+
     rows, size = h.shape
     vector = pl.BlockSpec((size,), lambda place: (0,))
     slab = pl.BlockSpec((SLAB, size), lambda place: (place, 0))
@@ -154,6 +173,10 @@ def _on_gpu(
 def _gradient_on_gpu(
     h: Rows, bias: Vector, scale: Vector, d: Rows, *, interpret: bool = False
 ) -> tuple[Rows, Vector, Vector, Vector]:
+    # Here, since whoever only acts needs neither.
+    from jax.experimental import pallas as pl
+    from jax.experimental.pallas import triton
+
     rows, size = h.shape
     blocks = rows // (SLAB * SLABS)
     vector = pl.BlockSpec((size,), lambda place: (0,))

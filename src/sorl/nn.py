@@ -79,9 +79,9 @@ class MLP(eqx.Module):
     def rows(self, x: Float[Array, "rows inputs"]) -> Float[Array, "rows outputs"]:
         """Map many samples, the same as mapping over them.
 
-        In bfloat16 what stands between two products of a network with LayerNorm is one kernel.
+        What stands between two products of a network with LayerNorm may be one kernel.
         """
-        if not self.norms or self.layers[0].compute.arithmetic != "bfloat16":
+        if not (self.norms and self.layers[0].compute.fused):
             return jax.vmap(self)(x)
         for layer, norm in zip(self.layers[:-1], self.norms, strict=True):
             if kernels.fits(len(x), layer.outputs):

@@ -82,7 +82,7 @@ def train(
         InputError: numbers out of range, tasks that the data do not have, or an arithmetic that the
             devices do not.
     """
-    algorithm = in_arithmetic(algorithm, arithmetic)
+    algorithm = in_arithmetic(algorithm, arithmetic, batch_devices=batch_devices)
     for name, value in (
         ("updates", updates),
         ("batch_size", batch_size),
