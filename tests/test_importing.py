@@ -518,6 +518,9 @@ def test_the_report_tells_what_looks_wrong() -> None:
     assert found.returns.least == found.returns.largest == -6
     assert found.duplicate_transitions == pytest.approx(6 / (21 * 6))
     assert sum(found.action_histograms[0]) == found.transitions == 21 * 6
+    first = logged.actions[~logged.ends, 0]
+    share = np.mean((first == first.min()) | (first == first.max()))
+    assert f"{share:.1%} at its least or largest value" in str(found)
     # Two entries vary, by hand: (Σλ)² / Σλ² of their correlation matrix.
     varying = logged.observations[:, [0, 2]].astype(np.float64)
     eigenvalues = np.linalg.eigvalsh(np.corrcoef(varying.T))

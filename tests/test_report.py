@@ -22,6 +22,7 @@ from hypothesis.extra import numpy as arrays
 from sorl.errors import InputError
 from sorl.report import drawing, figures, results
 from sorl.report.page import write_report
+from sorl.report.statistics import Estimate
 from sorl.runs import Run
 
 VOID = {"meta", "br", "img", "link"}
@@ -211,6 +212,20 @@ def test_several_runs_share_the_figures(tmp_path: Path) -> None:
     assert "different machines" not in page.text
     assert page.raw.count('data-marker="') == 3 * 2
     assert '<tr class="differs"><th scope="row">environment' in page.raw
+
+
+def test_a_metric_s_point_without_a_neighbour_is_seen() -> None:
+    """A line of one point is nothing; a run of fewer updates than are logged at a time has one."""
+
+    def marks(values: list[float]) -> int:
+        value = np.array(values)
+        nothing = np.full_like(value, np.nan)
+        one = figures.Curve(0, np.arange(float(len(value))), Estimate(value, nothing, nothing))
+        return figures.metric_curves([one], "a metric").count("<use")
+
+    nothing = marks([np.nan])
+    assert marks([0.5]) == nothing + 1
+    assert marks([0.5, np.nan, 0.7, np.nan, 0.1]) - marks([0.5, 0.6, 0.7, 0.4, 0.1]) == 3
 
 
 def test_odd_names_are_escaped(tmp_path: Path) -> None:

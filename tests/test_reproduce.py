@@ -19,7 +19,7 @@ from matplotlib.text import Text
 
 from finished_run import ENVIRONMENT, tree
 from scripted_world import World
-from sorl import algorithms, cli, tables
+from sorl import algorithms, cli, provenance, tables
 from sorl.algorithms.bc import BC
 from sorl.algorithms.rebrac import ReBRAC
 from sorl.algorithms.sorl import SORL
@@ -143,10 +143,10 @@ def test_a_run_multiplies_in_the_numbers_of_its_scale_and_the_figure_names_them(
     hour = scale("gpu-hour")
     assert {one.job(None).arithmetic for one in figure1.cells(hour)} == {"bfloat16"}
     assert "products in bfloat16" in hour.describe()
-    assert "products in bfloat16" in figure3.size(hour)
+    assert "bfloat16 in training and float32 in decisions" in figure3.size(hour)
     for exact in (LAPTOP, scale("paper")):
         assert {one.job(None).arithmetic for one in figure1.cells(exact)} == {"float32"}
-        assert "products" not in exact.describe() + figure3.size(exact)
+        assert "float" not in exact.describe() + figure3.size(exact)
 
 
 @pytest.mark.parametrize("name", SCALES)
@@ -529,6 +529,85 @@ def test_a_figure_is_drawn_with_the_note_that_names_its_scale(target: str) -> No
     figure.draw_without_rendering()
 
 
+@pytest.mark.parametrize("target", ["figure1", "figure2", "figure4", "figure5", "table1", "table2"])
+def test_every_page_tells_of_members_that_diverged(target: str, tmp_path: Path) -> None:
+    found = figure_rows("table1" if target == "table2" else target)
+    for row in found.rows:
+        row["stopped"] = int(row["method"] == "sorl" and row["seed"] == 1)
+    origin = results.origin_of(experiment(target), LAPTOP, found, [provenance.provenance()])
+    results.keep(tmp_path, found, origin)
+    results.draw(tmp_path, target, experiment(target), LAPTOP)
+    [told] = [
+        line for line in (tmp_path / "README.md").read_text().splitlines() if "iverged" in line
+    ]
+    one = "sorl on cube-single-play (task 2, seed 1"
+    assert told.startswith(f"Diverged, and scored by their last good state: {one}")
+    # As many as the method has runs here: 4 of M^BTT times 2 of units, or one.
+    assert told.count(one) == (1 if target.startswith("table") else 8)
+    assert ("M^BTT 4, units 64)" in told) == target.startswith("figure")
+
+
+def test_a_page_that_cannot_be_written_is_told_as_that(tmp_path: Path) -> None:
+    keep_figure_5(tmp_path)
+    (tmp_path / "README.md").mkdir()
+    with pytest.raises(InputError, match=r"^Cannot write .*README\.md: Is a directory"):
+        results.draw(tmp_path, "figure5", figure5.EXPERIMENT, LAPTOP)
+
+
+MAZE = "pointmaze-medium-navigate-v0"
+
+
+@pytest.mark.parametrize("name", ["figure1", "figure2", "figure4", "figure5"])
+def test_a_target_of_none_of_the_chosen_data_sets_is_refused_and_nothing_is_lost(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keep_figure_5(tmp_path / "results" / name)
+    before = tree(tmp_path)
+    options = ["--out", str(tmp_path / "out"), "--results", str(tmp_path / "results")]
+    assert cli.run(["reproduce", name, *options, "--environments", MAZE]) == 2
+    message = f"{name} uses none of {MAZE} at scale laptop: it is of {CUBE}."
+    assert message in capsys.readouterr().err
+    assert tree(tmp_path) == before
+    narrow = LAPTOP.narrowed([MAZE])
+    left = chosen(["all"], narrow)
+    assert name not in left
+    assert {"table1", "table2", "figure3", "tables3-5", "theorem2"} == set(left)
+    assert set(chosen(["all"], LAPTOP)) == set(TARGETS)
+
+
+def test_the_plan_of_targets_without_runs_of_the_chosen_data_sets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sorl.experiments.cost.seconds_per_flop", lambda cell: 1e-11)
+    command = ["reproduce", "figure3", "tables3-5", "--plan", "--out", str(tmp_path)]
+    assert cli.run([*command, "--environments", MAZE]) == 0
+    assert "figure3: 0 of 1 measurements made" in capsys.readouterr().out
+
+
+def test_results_of_some_data_sets_do_not_take_the_place_of_more(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = LAPTOP.narrowed([CUBE, MAZE])
+    for scale_of_rows, told in ((LAPTOP, "all data sets"), (both, f"{CUBE}, {MAZE}")):
+        rows, folder = table_rows((2,)), tmp_path / "results" / "table1"
+        made = [provenance.provenance()]
+        results.keep(folder, rows, results.origin_of(table1.EXPERIMENT, scale_of_rows, rows, made))
+        with pytest.raises(InputError, match=f"are of {told}, and those of {CUBE} alone would"):
+            results.check_room(folder, LAPTOP.narrowed([CUBE]))
+        options = ["--out", str(tmp_path / "out"), "--results", str(tmp_path / "results")]
+        before = tree(tmp_path / "results")
+        assert cli.run(["reproduce", "table1", *options, "--environments", CUBE]) == 2
+        assert "name another --results" in capsys.readouterr().err
+        assert not (tmp_path / "out" / "data").exists(), "before anything is made"
+        # Nor is what is there drawn as another thing.
+        redraw = ["reproduce", "table1", "--redraw", "--results", str(tmp_path / "results")]
+        assert cli.run([*redraw, "--environments", CUBE]) == 2
+        assert f"are of {told}, not of {CUBE}: leave out" in capsys.readouterr().err
+        assert tree(tmp_path / "results") == before
+    results.check_room(tmp_path / "results" / "table1", both)
+    results.check_room(tmp_path / "results" / "table1", LAPTOP)
+
+
 # The whole. Training and files are real; data and episodes are stand-ins.
 
 
@@ -822,8 +901,8 @@ def test_impossible_commands(
 
 
 def test_all_means_every_target() -> None:
-    assert chosen(["figure1", "all"]) == tuple(TARGETS)
-    assert chosen(["table1", "figure1", "table1"]) == ("table1", "figure1")
+    assert chosen(["figure1", "all"], LAPTOP) == tuple(TARGETS)
+    assert chosen(["table1", "figure1", "table1"], LAPTOP) == ("table1", "figure1")
     with pytest.raises(InputError, match="There is no scale 'huge'"):
         scale("huge")
 

@@ -45,7 +45,7 @@ def _reproduce(
             modern GPU for a figure) or laptop (half an hour of two cores for figure 1, hours for
             table 1).
         environments: these of the scale's data sets alone, such as cube-single-play-v0; none means
-            all of them.
+            all of them. Targets of `all` that use none of them are left out.
         out: folder of runs and measurements.
         data: folder of data sets, made there where they are missing, or at scale paper downloaded;
             without it OUT/data, or ~/.ogbench/data.
@@ -66,7 +66,7 @@ def _reproduce(
 
     size = scale_of(scale).narrowed(environments)
     task = reproduce.Reproduction(
-        targets=reproduce.chosen(targets),
+        targets=reproduce.chosen(targets, size),
         scale=size,
         store=out,
         data=data or (DEFAULT_FOLDER.expanduser() if size.generated is None else out / "data"),
@@ -110,6 +110,7 @@ def _plan(task: Reproduction) -> None:
     from rich.table import Table
 
     from sorl.experiments import cost, experiment
+    from sorl.experiments.scales import scale as scale_of
     from sorl.launch.local import slots_here
     from sorl.launch.progress import updates_done
 
@@ -119,7 +120,7 @@ def _plan(task: Reproduction) -> None:
     for head in ("run", "varied", "seeds", "tasks", "updates done", "cost", "time left here"):
         table.add_column(head, justify="left" if head in ("run", "varied") else "right")
     pieces = {target: task.pieces(target) for target in task.targets}
-    usual = (cells or experiment("figure1").cells(task.scale))[0]
+    usual = (cells or experiment("figure1").cells(scale_of(task.scale.name)))[0]
     rate = cost.seconds_per_flop(usual) if cells or any(pieces.values()) else 0.0
     total = left = disk = 0.0
     for cell, work in zip(cells, works, strict=True):

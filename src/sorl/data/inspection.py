@@ -114,7 +114,7 @@ class Inspection:
         ):
             lines.append(
                 f"action {place}: {_told(found)}  |{_bars(counts)}|  "
-                f"{self.saturation[place]:.1%} at a bound"
+                f"{self.saturation[place]:.1%} at its least or largest value"
             )
         if self.images:
             lines.append(f"images of {'x'.join(map(str, self.images))}, beside these entries")

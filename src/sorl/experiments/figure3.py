@@ -98,7 +98,11 @@ def flops(setting: Setting) -> float:
 def size(scale: Scale) -> str:
     """The network, the batch and how many train together."""
     [setting] = settings(scale)
-    numbers = "" if setting.arithmetic == "float32" else f", products in {setting.arithmetic}"
+    numbers = (
+        ""
+        if setting.arithmetic == "float32"
+        else f", {setting.arithmetic} in training and float32 in decisions"
+    )
     return (
         f"{scale.title}: {len(setting.hidden)} x {setting.hidden[0]} units, batch "
         f"{setting.batch_size}{numbers}, {setting.seeds} seeds together, synthetic data with "

@@ -20,6 +20,7 @@ from sorl.experiments import TARGETS, experiment, measurements, results, rows, t
 from sorl.experiments.cells import Cell, data_files, merged
 from sorl.experiments.experiment import OnProgress
 from sorl.experiments.scales import Scale
+from sorl.experiments.scales import scale as scale_of
 from sorl.launch.progress import Standing
 from sorl.launch.work import Work
 from sorl.runs import Run
@@ -66,18 +67,29 @@ class Reproduction:
         return measurements.pieces(self.store, target, measurement, self.scale)
 
 
-def chosen(names: Sequence[str]) -> tuple[str, ...]:
-    """The targets of these names; `all` means every one.
+def chosen(names: Sequence[str], scale: Scale) -> tuple[str, ...]:
+    """The targets of these names; `all` means every one that uses a data set of the scale, if any.
 
     Raises:
-        InputError: an unknown name, or none.
+        InputError: an unknown name, or none, or a target that uses none of the data sets that the
+            scale was narrowed to.
     """
     if not names:
         raise InputError(f"Name what to reproduce: {', '.join(TARGETS)} or all.")
     every = tuple(TARGETS) if "all" in names else tuple(dict.fromkeys(names))
+    whole = scale_of(scale.name)
+    found = []
     for name in every:
-        experiment(name)
-    return every
+        used = [cell.dataset for cell in experiment(name).cells(whole)]
+        if used and not experiment(name).cells(scale):
+            if "all" in names:
+                continue
+            raise InputError(
+                f"{name} uses none of {', '.join(scale.only)} at scale {scale.name}: it is of "
+                f"{', '.join(dict.fromkeys(used))}."
+            )
+        found.append(name)
+    return tuple(found)
 
 
 def reproduce(
@@ -96,14 +108,16 @@ def reproduce(
         How the runs stand, and the targets that were drawn.
 
     Raises:
-        InputError: a measurement needs what is not installed, see `prepare_data`, or whatever
-            a measurement raises.
+        InputError: a measurement needs what is not installed, results would take the place of
+            those of more data sets, see `prepare_data`, or whatever a measurement raises.
         WorkerError: see `prepare_data`.
     """
     for target in task.targets:
         measurement = experiment(target).measurement
         if measurement is not None:
             measurement.check()  # before hours of training
+        if experiment(target).cells(task.scale):
+            results.check_room(task.results / target, task.scale)
     cells = task.cells()
     works = prepare_data(task, cells, progress)
     standings = list(launch(works)) if works else []

@@ -56,6 +56,12 @@ def draw(folder: Path, target: str, experiment: Experiment, scale: Scale) -> Non
             f"The results in {folder} are of scale {origin.get('scale')}, not {scale.name}: name "
             "that scale, or another --results."
         )
+    kept = tuple(origin.get("only", ()))
+    if scale.only and set(scale.only) != set(kept):
+        raise InputError(
+            f"The results in {folder} are of {', '.join(kept) or 'all data sets'}, not of "
+            f"{', '.join(scale.only)}: leave out --environments, or name another --results."
+        )
     rows = rows_module.read(folder / ROWS)
     if origin.get("rows") != len(rows.rows):
         raise InputError(
@@ -63,7 +69,9 @@ def draw(folder: Path, target: str, experiment: Experiment, scale: Scale) -> Non
             f"{origin.get('rows')}: make them anew without --redraw."
         )
     try:
-        _draw(folder, target, experiment, scale.narrowed(origin.get("only", ())), origin, rows)
+        _draw(folder, target, experiment, scale.narrowed(kept), origin, rows)
+    except InputError:  # a sentence of its own, and a ValueError too
+        raise
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise InputError(
             f"The results in {folder} are damaged or of another version ({type(error).__name__}: "
@@ -93,6 +101,8 @@ def _draw(
     if experiment.findings is not None:
         found = "\n".join(f"* {sentence}" for sentence in experiment.findings(rows, scale))
         parts.append(f"**Here.**\n\n{found}")
+    if stopped := _stopped(rows):
+        parts.append(f"Diverged, and scored by their last good state: {'; '.join(stopped)}.")
     command = f"sorl reproduce {target} --scale {scale.name}"
     if only := origin.get("only"):
         command += f" --environments {' '.join(only)}"
@@ -101,6 +111,36 @@ def _draw(
         "the folder that this one lies in."
     )
     files.write_text(folder / PAGE, "\n\n".join(parts) + "\n")
+
+
+def _stopped(rows: Rows) -> list[str]:
+    """The members that diverged, told apart by what their method's runs differ in."""
+    found = []
+    for row in rows.where(stopped=1).rows:
+        mine = rows.where(method=row["method"])
+        places = {"task": "task", "seed": "seed"}
+        for column, word in (("backprop_steps", "M^BTT"), ("actor_width", "units")):
+            if len(mine.values(column)) > 1:
+                places[column] = word
+        where = ", ".join(f"{word} {row[column]:g}" for column, word in places.items())
+        found.append(f"{row['method']} on {row['environment']} ({where})")
+    return list(dict.fromkeys(found))
+
+
+def check_room(folder: Path, scale: Scale) -> None:
+    """Results of some data sets must not take the place of results of more.
+
+    Raises:
+        InputError: they would.
+    """
+    if not scale.only or not (folder / ORIGIN).exists():
+        return
+    kept = files.read_json(folder / ORIGIN).get("only")
+    if kept is None or not set(kept) <= set(scale.only):
+        raise InputError(
+            f"The results in {folder} are of {', '.join(kept or ['all data sets'])}, and those of "
+            f"{', '.join(scale.only)} alone would take their place: name another --results."
+        )
 
 
 def origin_of(
@@ -121,7 +161,7 @@ def origin_of(
     return {
         "scale": scale.name,
         "size": experiment.size(scale),
-        **({"only": list(scale.only)} if scale.only else {}),
+        **({"only": list(scale.only)} if scale.only and experiment.cells(scale) else {}),
         "episodes": scale.episodes,
         "rows": len(rows.rows),
         "machines": [one for place, one in enumerate(machines) if one not in machines[:place]],

@@ -214,9 +214,6 @@ def findings(rows: Rows, scale: Scale) -> list[str]:
         found.append(
             f"Without a score, and so left out of what is over all tasks: {', '.join(nothing)}."
         )
-    stopped = rows.where(stopped=1).values("method")
-    if stopped:
-        found.append(f"Diverged, scored by their last good state: {', '.join(stopped)}.")
     return found
 
 

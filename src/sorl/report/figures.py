@@ -169,6 +169,10 @@ def _curve(axes: Axes, curve: Curve, *, markers: bool) -> None:
         curve.updates, value, color=style.color, linestyle=style.dash,
         marker=style.marker if markers else "", linewidth=1.8 if markers else 1.4,
     )  # fmt: skip
+    if not markers:  # a point without a neighbour makes no line
+        there = np.isfinite(value)
+        alone = there & ~np.append(False, there[:-1]) & ~np.append(there[1:], False)
+        axes.plot(curve.updates[alone], value[alone], style.marker, color=style.color, markersize=4)
     known = np.isfinite(low) & np.isfinite(high)
     if known.sum() == 1:
         axes.vlines(curve.updates[known], low[known], high[known], color=style.color, alpha=0.4)
