@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -57,6 +58,35 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert max(map(len, out.splitlines())) <= 100
     assert run("") == 2
     assert run("--version") == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        ("train sorl --data a.npz --updates 5 --data b.npz", "--data"),
+        ("train sorl --updates 5 --updates=6", "--updates"),
+        ("train sorl --batch-size 5 --batch_size 6", "--batch-size"),
+        ("evaluate run --budgets 4x1 --budgets 1x1", "--budgets"),
+        ("reproduce figure1 --environments a --environments b", "--environments"),
+    ],
+)
+def test_an_option_of_which_the_last_would_count_alone_is_refused(
+    words: str, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(words.split()) == 2
+    told = capsys.readouterr().err
+    assert told.endswith(f": {option} is given twice: give it once, with all of its values.\n")
+
+
+def test_every_option_that_adds_up_is_known_as_such() -> None:
+    """And no other is: it would be neither refused nor counted."""
+    folder = Path(cli.__file__).parent
+    found = set()
+    for path in folder.glob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        for name in re.findall(r"^ +(\w+): (?:tyro\.conf\.UseAppend|\S*Repeatable)", text, re.M):
+            found.add(f"--{name}")
+    assert found == set(cli._REPEATABLE)
 
 
 def test_help_of_every_algorithm(capsys: pytest.CaptureFixture[str]) -> None:

@@ -304,6 +304,27 @@ def test_success_at_end_rewards_terminations(tmp_path: Path) -> None:
             assert float(dataset.rewards.sum()) == int((~dataset.masks).sum()) == successes
 
 
+@pytest.mark.parametrize("ends", [(0.0, 8.0), (2.0, [6, 6, 7])])
+def test_bounds_the_wrong_way_round_are_told(tmp_path: Path, ends: Any) -> None:
+    low, high = ends
+    path = logs.write_npz(tmp_path / "log.npz", LOG)
+    message = refusal([path], tmp_path / "mine", action_low=high, action_high=low)
+    assert "is above action_high" in message
+    assert not (tmp_path / "mine.npz").exists()
+
+
+@pytest.mark.parametrize("between", [["--key"], []], ids=["one by one", "together"])
+def test_keys_add_up(between: list[str], tmp_path: Path) -> None:
+    lines = ["position,force,reward,profit,terminated,truncated"]
+    lines += [f"{i},{i / 7},{i},{10 * i},{int(i == 5)},{int(i == 9)}" for i in range(10)]
+    (tmp_path / "log.csv").write_text("\n".join(lines))
+    keys = ["--key", "observations=position", *between, "actions=force", *between, "rewards=profit"]
+    out = tmp_path / "mine"
+    assert cli.run(["import", str(tmp_path / "log.csv"), "--out", str(out), *keys]) == 0
+    with np.load(out.with_suffix(".npz")) as arrays:
+        np.testing.assert_array_equal(arrays["rewards"][:5], 10 * np.arange(5))
+
+
 def test_units_are_given_taken_over_and_standardise(tmp_path: Path) -> None:
     path = logs.write_npz(tmp_path / "log.npz", LOG)
     given = import_files([path], tmp_path / "given", action_low=[0], action_high=[8])
@@ -632,7 +653,7 @@ HEADER = ["obs_0", "action_0", "reward", "terminated"]
     ("name", "write", "expected"),
     [
         ("a.csv", _columns([HEADER, ["1", "2", "3"]]), "line 2 has 3 cells"),
-        ("a.csv", _columns([HEADER, ["1", "x", "3", "0"]]), "action_0, row 0: 'x' is no number"),
+        ("a.csv", _columns([HEADER, ["1", "x", "3", "0"]]), "action_0, line 2: 'x' is no number"),
         ("a.csv", _columns([HEADER, ["1", "", "3", "0"]]), "'' is no number"),
         ("a.csv", _columns([HEADER]), "no rows"),
         ("a.csv", _columns([[]]), "header of different names"),

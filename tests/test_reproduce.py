@@ -859,11 +859,13 @@ def test_where_runs_are_made_is_chosen_at_the_command_line(
     target: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = ["reproduce", "figure1", "--out", str(tmp_path / "out"), "--launch"]
-    assert cli.run([*command, "slurm", "--sbatch=--gres=gpu:1"]) == 0
+    options = ["--sbatch=--gres=gpu:1", "--sbatch=--time=1:00:00"]
+    assert cli.run([*command, "slurm", *options]) == 0
     script = tmp_path / "out" / "array.sbatch"
     text = script.read_text()
     assert "--array=0-1" in text
     assert "--gres=gpu:1" in text
+    assert "--time=1:00:00" in text
     folders = Path(f"{script}.folders").read_text().split()
     read = [Work.read(folder) for folder in folders]
     assert [work.name for work in read] == [

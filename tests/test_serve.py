@@ -58,6 +58,8 @@ def policy(folder: Path) -> Policy:
         ("--max-seconds 0", "max_seconds=0"),
         ("--budgets 3x1", "3 sampling steps"),
         ("--budgets 4", "Budget '4' cannot be read"),
+        ("--budgets 4x1 64x1", "--budgets 64x1: no request may ask for it, for requests end at 32"),
+        ("--budgets 4x8 --max-best-of 4", "--budgets 4x8: no request may ask for it"),
         ("--task 3", "task2-seed0"),
     ],
 )

@@ -258,7 +258,7 @@ def test_from_files_to_an_evaluated_run_and_on(
     assert "3 of 3 shards, 29 rows in 6 episodes, 3 observation entries" in capsys.readouterr().out
     assert cli.run(["info", str(made)]) == 0
     solved = Manifest.read(made).shards
-    assert f"task 0: {sum(s.success_rows[0] for s in solved)} success rows" in (
+    assert f"task 0: {sum(s.success_rows[0] for s in solved)} terminating rows" in (
         capsys.readouterr().out
     )
     run = tmp_path / "run"

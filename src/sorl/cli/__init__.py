@@ -38,6 +38,8 @@ COMMANDS = {
 
 _MODULES = {"import": "import_data"}  # import is a keyword
 
+_REPEATABLE = ("--grid", "--key", "--sbatch", "--set")
+
 _EXAMPLE = """\
   sorl generate cube-single-play-v0 --out data
   sorl train sorl --env cube-single-play-singletask-v0 --data data/cube-single-play-v0.npz \\
@@ -73,6 +75,7 @@ def run(arguments: Sequence[str]) -> int:
     if name in ("train", "tune", "compare", "reproduce", "finetune", "resume"):
         platform.prepare()
     try:
+        _check_repeated(arguments[1:])
         with _plain_warnings(name):
             importlib.import_module(f"sorl.cli.{_MODULES.get(name, name)}").run(list(arguments[1:]))
     except SystemExit as exit:  # tyro has printed its help or what it cannot parse
@@ -110,6 +113,21 @@ def _plain_warnings(name: str) -> Iterator[None]:
 
         warnings.showwarning = show
         yield
+
+
+def _check_repeated(arguments: Sequence[str]) -> None:
+    """Refuse options of which the last would silently count alone.
+
+    Raises:
+        InputError: one is given twice.
+    """
+    given = set[str]()
+    for word in arguments:
+        name = word.partition("=")[0].replace("_", "-")
+        if name.startswith("--") and name not in _REPEATABLE:
+            if name in given:
+                raise InputError(f"{name} is given twice: give it once, with all of its values.")
+            given.add(name)
 
 
 def _help() -> str:

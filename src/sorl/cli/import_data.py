@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
+
+from sorl.cli.repeated import Repeatable
 
 
 def run(arguments: list[str]) -> None:
@@ -16,7 +19,7 @@ def run(arguments: list[str]) -> None:
 def _import(
     files: tyro.conf.Positional[tuple[Path, ...]],
     out: Path,
-    key: Annotated[tuple[str, ...], tyro.conf.arg(metavar="ROLE=NAME,...")] = (),
+    key: Annotated[Repeatable, tyro.conf.arg(metavar="ROLE=NAME,...")] = (),
     rewards: Literal["logged", "success-at-end", "zeros"] = "logged",
     action_low: tuple[float, ...] = (),
     action_high: tuple[float, ...] = (),
@@ -54,7 +57,7 @@ def _import(
         made = import_files(
             files,
             out,
-            keys=key,
+            keys=list(itertools.chain(*key)),
             rewards=rewards,
             action_low=action_low or None,
             action_high=action_high or None,

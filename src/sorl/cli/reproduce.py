@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import tyro
+
+from sorl.cli.repeated import Repeatable
 
 if TYPE_CHECKING:
     from sorl.experiments.reproduce import Reproduction
@@ -30,7 +33,7 @@ def _reproduce(
     redraw: bool = False,
     launch: Literal["local", "ray", "slurm"] = "local",
     address: str = "auto",
-    sbatch: tuple[str, ...] = (),
+    sbatch: Repeatable = (),
 ) -> None:
     """Make figures and tables of SORL's paper: what exists is not made again.
 
@@ -53,9 +56,10 @@ def _reproduce(
         plan: only tell the runs, what is done, and what they cost here.
         redraw: draw from the rows in the results alone; nothing is run.
         launch: where runs are made: local (one on each core or GPU of this machine), ray (on a
-            running Ray cluster), or slurm (write an array script and stop).
+            running Ray cluster), or slurm (make or fetch the data here, write an array script and
+            stop).
         address: of the Ray cluster, HOST:PORT of its head.
-        sbatch: options of the array script, such as --sbatch=--gres=gpu:1.
+        sbatch: an option of the array script, such as --sbatch=--gres=gpu:1; once for each.
     """
     from sorl import files
     from sorl.console import show_progress
@@ -81,7 +85,7 @@ def _reproduce(
             print(f"wrote {task.results / target}")
         return
     if launch == "slurm":
-        _write_slurm(task, sbatch)
+        _write_slurm(task, list(itertools.chain(*sbatch)))
         return
 
     def launched(works: Sequence[Work]) -> Sequence[Standing]:

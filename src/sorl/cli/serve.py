@@ -76,6 +76,12 @@ def _serve(
     limits = Limits(max_steps=max_steps, max_best_of=max_best_of, max_seconds=max_seconds)
     token = listener.read_token(token_file)
     wanted = None if budgets is None else [Budget.parse(text) for text in budgets]
+    for budget in wanted or ():
+        if budget.steps > max_steps or budget.best_of > max_best_of:
+            raise InputError(
+                f"--budgets {budget}: no request may ask for it, for requests end at "
+                f"{max_steps}x{max_best_of}: leave it out, or raise --max-steps or --max-best-of."
+            )
     policy = Policy.load(path, task=task, seed=seed)
     if wanted is None:
         own = policy.algorithm.own_budget

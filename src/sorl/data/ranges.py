@@ -43,6 +43,12 @@ def learn_units(
     size = actions.shape[1]
     low = _bound(source, "action_low", action_low, actions.min(axis=0), size)
     high = _bound(source, "action_high", action_high, actions.max(axis=0), size)
+    if action_low is not None and action_high is not None and (low > high).any():
+        column = int(np.argmax(low > high))
+        raise InputError(
+            f"{source}: action_low {low[column]:g} of action entry {column} is above action_high "
+            f"{high[column]:g}: give the least value as action_low."
+        )
     margin = ACTION_TOLERANCE * np.maximum((high - low) / 2, 0)
     outside = (actions < low - margin) | (actions > high + margin)
     if outside.any():

@@ -357,7 +357,9 @@ def describe_shards(path: Path) -> str:
     ]
     for place, task in enumerate(told.tasks):
         solved = sum(shard.success_rows[place] for shard in told.shards)
-        lines.append(f"task {task}: {solved:,} success rows")
+        # Without an environment, where an episode ends for good, which need be no success.
+        what = "success" if told.environment else "terminating"
+        lines.append(f"task {task}: {solved:,} {what} rows")
     return "\n".join(lines)
 
 

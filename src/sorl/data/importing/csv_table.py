@@ -34,7 +34,7 @@ class CsvLog(Log):
     def stretches(self, wanted: Sequence[str]) -> Iterator[Mapping[str, np.ndarray]]:
         """One stretch: all rows."""
         places = [list(self.keys).index(name) for name in wanted]
-        parts, cells, width = [], [], len(self.keys)
+        parts, cells, lines, width = [], [], [], len(self.keys)
         with damaged_if_it_raises(self.path), _opened(self.path) as file:
             reader = csv.reader(file, delimiter=self.delimiter, strict=True)
             next(reader)
@@ -47,14 +47,17 @@ class CsvLog(Log):
                         f"header has {width}; mend or remove the line."
                     )
                 cells.append([row[place] for place in places])
+                lines.append(reader.line_num)
                 if len(cells) == _ROWS_AT_ONCE:
-                    parts.append(self._numbers(cells, wanted, len(parts)))
-                    cells = []
-            parts.append(self._numbers(cells, wanted, len(parts)))
+                    parts.append(self._numbers(cells, wanted, lines))
+                    cells, lines = [], []
+            parts.append(self._numbers(cells, wanted, lines))
         table = np.concatenate(parts)
         yield {name: table[:, place] for place, name in enumerate(wanted)}
 
-    def _numbers(self, cells: list[list[str]], wanted: Sequence[str], part: int) -> np.ndarray:
+    def _numbers(
+        self, cells: list[list[str]], wanted: Sequence[str], lines: Sequence[int]
+    ) -> np.ndarray:
         if not cells:
             return np.zeros((0, len(wanted)))
         try:
@@ -62,21 +65,18 @@ class CsvLog(Log):
         except ValueError:
             return np.array(
                 [
-                    [
-                        self._number(cell, name, part * _ROWS_AT_ONCE + row)
-                        for cell, name in zip(line, wanted, strict=True)
-                    ]
-                    for row, line in enumerate(cells)
+                    [self._number(cell, name, line) for cell, name in zip(row, wanted, strict=True)]
+                    for row, line in zip(cells, lines, strict=True)
                 ]
             )
 
-    def _number(self, cell: str, name: str, row: int) -> float:
+    def _number(self, cell: str, name: str, line: int) -> float:
         try:
             return float(_WORDS.get(cell.strip().lower(), cell))
         except ValueError:
             raise InputError(
-                f"{self.path}: {name}, row {row}: {cell[:40]!r} is no number; mend or remove the "
-                "row."
+                f"{self.path}: {name}, line {line}: {cell[:40]!r} is no number; mend or remove the "
+                "line (labels of episodes must be numbers too)."
             ) from None
 
 
