@@ -326,6 +326,20 @@ def test_making_shards_goes_on(
     assert len(read) == 7, "what is complete is not read again"
 
 
+def test_making_shards_goes_on_after_a_kill_before_the_first_one(
+    files_of: list[Path], tmp_path: Path
+) -> None:
+    made = tmp_path / "made"
+    made.mkdir()
+    (made / ".saving-shards.json").write_text("{")
+    assert len(make_shards(files_of, made).shards) == 3
+    assert not list(made.glob(".*"))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").touch()
+    with pytest.raises(InputError, match="holds no shards"):
+        make_shards(files_of, tmp_path / "other")
+
+
 def test_more_shards_than_files_may_be_open_at_first(files_of: list[Path], tmp_path: Path) -> None:
     """In a process of its own, since limits are of processes."""
     made = make_shards(files_of[:1], tmp_path / "made")

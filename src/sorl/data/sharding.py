@@ -98,6 +98,8 @@ def _begun(
     """What an earlier call has made, if it was to make the same."""
     if not (out / MANIFEST).is_file():
         with files.explained("read", out):
+            if out.is_dir():
+                files.remove_leftovers(out)  # a kill may have come before the first shards.json
             if out.exists() and (not out.is_dir() or any(out.iterdir())):
                 raise InputError(f"{out} is there and holds no shards: choose another --out.")
         return None
