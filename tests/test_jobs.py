@@ -9,6 +9,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -508,3 +509,34 @@ def test_what_a_run_consists_of(finished: Path) -> None:
 def test_impossible_jobs(changes: dict[str, object], expected: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=expected):
         tiny_job(tmp_path / "none.npz", **changes)
+
+
+def test_seeds_and_tasks_may_be_numpy_s(tiny_data: Path, tmp_path: Path) -> None:
+    """In a process of its own, where no checker of types refuses them first."""
+    program = """if True:
+        import sys
+        import numpy as np
+        from sorl import jobs
+        from sorl.algorithms.bc import BC
+        from sorl.errors import InputError
+        data, out = sys.argv[1:]
+        settings = dict(environment=None, data=data, updates=2, batch_size=8, log_every=2)
+        settings |= dict(evaluate_every=2, fitted_q_updates=0, budgets=(), tensorboard=False)
+        job = jobs.Job(seeds=tuple(np.arange(2)), tasks=np.zeros(1, np.int32), **settings)
+        jobs.start(out, BC(hidden=(8,)), job, quiet=True)
+        for seeds in ((0.5,), 3):
+            try:
+                jobs.Job(seeds=seeds, **settings)
+            except InputError as error:
+                print(error)
+    """
+    command = [sys.executable, "-c", program, str(tiny_data), str(tmp_path / "run")]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.splitlines() == [
+        f"seeds={seeds} is not possible: give whole numbers, such as (0, 1)."
+        for seeds in ("(0.5,)", "3")
+    ]
+    run = Run.open(tmp_path / "run")
+    assert (run.config["tasks"], run.config["seeds"]) == ([0], [0, 1])
+    assert last_update(run.path) == 2

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import operator
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,8 @@ class Job:
         images: how images are read, where observations hold any.
 
     Raises:
-        InputError: a number is out of its range, `evaluate_every` is no multiple of `log_every`, or
-            there is an environment but no budget to evaluate.
+        InputError: a number is out of its range or a task or seed is not whole, `evaluate_every` is
+            no multiple of `log_every`, or there is an environment but no budget to evaluate.
     """
 
     environment: str | None
@@ -91,6 +92,9 @@ class Job:
 
     def __post_init__(self) -> None:
         """Check numbers before anything is read or written."""
+        for name in ("tasks", "seeds"):
+            if (values := getattr(self, name)) is not None:
+                object.__setattr__(self, name, _plain(name, values))
         for name in (
             "updates",
             "batch_size",
@@ -247,6 +251,16 @@ def sources(path: str | list[str] | None) -> Source | tuple[Source, ...] | None:
     if isinstance(path, list):
         return tuple(map(source_of, path))
     return None if path is None else source_of(path)
+
+
+def _plain(name: str, values: Iterable[Any]) -> tuple[int, ...]:
+    """Python's own whole numbers, which JSON can hold, of NumPy's too."""
+    try:
+        return tuple(int(operator.index(value)) for value in values)
+    except TypeError as error:
+        raise InputError(
+            f"{name}={values!r} is not possible: give whole numbers, such as (0, 1)."
+        ) from error
 
 
 def _whole_numbers(values: Any) -> tuple[int, ...]:
