@@ -504,11 +504,20 @@ def test_what_a_run_consists_of(finished: Path) -> None:
         ({"evaluation_seed": 2**32}, "evaluation_seed=4294967296"),
         ({"checkpoint_seconds": float("nan")}, "checkpoint_seconds=nan"),
         ({"environment": "x", "budgets": ()}, "at least one budget"),
+        ({"batch_devices": 3}, "8 rows cannot be shared by batch_devices=3 equally"),
     ],
 )
 def test_impossible_jobs(changes: dict[str, object], expected: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=expected):
         tiny_job(tmp_path / "none.npz", **changes)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_more_devices_than_there_are_write_nothing(tiny_data: Path, tmp_path: Path) -> None:
+    job = tiny_job(tiny_data, batch_size=10**6, batch_devices=10**6)
+    with pytest.raises(InputError, match="batch_devices=1000000 is not possible: there are"):
+        jobs.start(tmp_path / "run", algorithms.get("tiny")(), job, quiet=True)
+    assert not (tmp_path / "run").exists()
 
 
 def test_seeds_and_tasks_may_be_numpy_s(tiny_data: Path, tmp_path: Path) -> None:

@@ -169,6 +169,16 @@ def lay_out(
     return Layout(mesh, *place(tuple(layout[1:]), layout.over_members))
 
 
+def check_layout(members: Sequence[Member], batch_devices: int) -> None:
+    """Raise `InputError` unless `lay_out` could lay the members over the devices of this process.
+
+    Args:
+        members: tasks and seeds.
+        batch_devices: devices that share the rows of every batch.
+    """
+    _mesh(len(members), batch_devices)
+
+
 def update_keys(key: PRNGKeyArray, update: Int[Array, ""]) -> tuple[Key[Array, ""], Key[Array, ""]]:
     """The keys of a member's update: for drawing its batch, and for what the algorithm draws."""
     sample_key, update_key = jax.random.split(jax.random.fold_in(key, update))
@@ -390,7 +400,8 @@ def _mesh(members: int, batch_devices: int, *, equal: bool = False) -> Mesh:
     groups = len(devices) // batch_devices
     if groups < 1:
         raise InputError(
-            f"batch_devices={batch_devices} is not possible: there are {len(devices)} devices."
+            f"batch_devices={batch_devices} is not possible: there are {len(devices)} devices, so "
+            "give at most as many."
         )
     if equal or _share_cores(devices):
         count = max(n for n in range(1, min(members, groups) + 1) if members % n == 0)

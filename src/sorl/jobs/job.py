@@ -65,7 +65,8 @@ class Job:
 
     Raises:
         InputError: a number is out of its range or a task or seed is not whole, `evaluate_every` is
-            no multiple of `log_every`, or there is an environment but no budget to evaluate.
+            no multiple of `log_every`, `batch_devices` no divisor of `batch_size`, or there is an
+            environment but no budget to evaluate.
     """
 
     environment: str | None
@@ -108,6 +109,11 @@ class Job:
                     f"{name}={getattr(self, name)} is not possible: give at least 1, and at most "
                     f"{MAX_UPDATES}."
                 )
+        if self.batch_size % self.batch_devices:
+            raise InputError(
+                f"Batches of {self.batch_size} rows cannot be shared by batch_devices="
+                f"{self.batch_devices} equally: choose a divisor."
+            )
         if self.workers is not None and self.workers < 1:
             raise InputError(f"workers={self.workers} is not possible: give at least 1.")
         check_arithmetic(self.arithmetic)

@@ -17,7 +17,7 @@ from sorl.jobs.finetuning import FINETUNING
 from sorl.jobs.job import EXECUTION, Job, check_fingerprint, config_of, settings_in
 from sorl.jobs.online_work import resume_finetuning
 from sorl.jobs.session import session
-from sorl.members import members_of
+from sorl.members import check_layout, members_of
 from sorl.recorder import check_dashboards
 from sorl.runs import INCIDENTAL, Run, check_same_config
 from sorl.training import train
@@ -49,8 +49,8 @@ def start(
         Run.create(out, {})  # raises the sentence that says what to do
     dataset = load_data(job)
     check_budgets(policy_skeleton(algorithm), job.budgets)
-    members_of(dataset.tasks, job.seeds)
     check_devices(job.arithmetic)
+    check_layout(members_of(dataset.tasks, job.seeds), job.batch_devices)
     check_dashboards(tensorboard=job.tensorboard, wandb=job.wandb)
     config = config_of(algorithm, job, dataset)
     if known:
