@@ -7,7 +7,9 @@ import io
 import os
 import shutil
 import signal
+import sys
 import threading
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -229,6 +231,79 @@ def test_a_worker_waits_for_another_to_let_go_of_the_run(direct: Work) -> None:
         assert worker.poll() is None, path.read_text()
     assert worker.wait(60) == 0
     process.stop(worker)
+
+
+# Stand-ins for the processes of works: what they do is no matter of theirs here.
+
+SAYS_WHY = "import sys; print('It began.', file=sys.stderr); sys.exit(2)"
+SAVES = """if True:
+    import os, sys
+    from pathlib import Path
+    while os.read(0, 1024):
+        pass
+    (Path(sys.argv[-1]) / "saved").touch()
+"""
+SLEEPS = "import time; time.sleep(1000)"
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
+    monkeypatch.setattr(process, "command", lambda: [sys.executable, "-c", program])
+
+
+def test_a_work_that_cannot_begin_has_failed_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(monkeypatch, SAYS_WHY)
+    works = [work(tmp_path / name, tmp_path) for name in ("one", "two")]
+    process.log_of(works[0].folder).mkdir(parents=True)
+    standings = local.launch(works, slots=SLOTS[:1], quiet=True)
+    assert [(standing.state, standing.attempts) for standing in standings] == [("failed", 1)] * 2
+    assert f"Cannot write {process.log_of(works[0].folder)}" in standings[0].message
+    assert standings[1].message == "It began."
+
+
+def failing_second(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> list[Any]:
+    """The launcher itself breaks when it begins the second work; the processes that it began."""
+    begun: list[Any] = []
+    begin = process.begin
+
+    def fail(*arguments: Any, **options: Any) -> Any:
+        if begun:
+            raise error
+        begun.append(begin(*arguments, **options))
+        return begun[-1]
+
+    monkeypatch.setattr(process, "begin", fail)
+    return begun
+
+
+def test_processes_save_everything_when_their_launcher_breaks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(monkeypatch, SAVES)
+    begun = failing_second(monkeypatch, RuntimeError("the launcher broke"))
+    works = [work(tmp_path / name, tmp_path) for name in ("one", "two")]
+    with pytest.raises(RuntimeError, match="the launcher broke"):
+        local.launch(works, slots=SLOTS, quiet=True)
+    assert begun[0].returncode == 0
+    assert (works[0].folder / "saved").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "seconds"), [(KeyboardInterrupt("twice"), 90), (RuntimeError("broke"), 0.5)]
+)
+def test_processes_are_killed_when_asked_twice_or_when_they_take_too_long(
+    error: BaseException, seconds: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(monkeypatch, SLEEPS)
+    begun = failing_second(monkeypatch, error)
+    monkeypatch.setattr(local, "_SAVE_SECONDS", seconds)
+    works = [work(tmp_path / name, tmp_path) for name in ("one", "two")]
+    start = time.monotonic()
+    with pytest.raises(type(error)):
+        local.launch(works, slots=SLOTS, quiet=True)
+    assert time.monotonic() - start < 60
+    assert begun[0].returncode == -signal.SIGKILL
 
 
 # Settings, not objects: checking the types of an object draws random numbers, which a strategy may

@@ -6,6 +6,7 @@ dies is started again, and goes on from its last checkpoint.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import shutil
@@ -22,6 +23,7 @@ from sorl.launch.work import Work
 
 _LOOK_SECONDS = 0.2
 _SHOW_SECONDS = 2.0
+_SAVE_SECONDS = 90.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +66,9 @@ def launch(
 ) -> list[Standing]:
     """Do all works; called again, go on.
 
-    Ctrl-C and SIGTERM stop every process with everything saved. When this process dies in any
-    other way, they do the same by themselves.
+    Ctrl-C and SIGTERM stop every process with everything saved; asked twice, they are killed. When
+    this process dies in any other way, they stop with everything saved by themselves. A work whose
+    process cannot begin has failed, and the others go on.
 
     Args:
         works: the works, of names and folders that differ.
@@ -89,6 +92,7 @@ def launch(
     board = Board(standings, quiet=quiet)
     stop = Interruption(lambda: None, "stopped at once; the same command goes on.")
     shown = 0.0
+    patience = _SAVE_SECONDS
     try:
         with board, stop.handled():
             while running or (waiting and not stop.requested):
@@ -96,7 +100,13 @@ def launch(
                     standing, slot = waiting.pop(0), free.pop(0)
                     standing.state, standing.where = "running", slot.name
                     standing.attempts += 1
-                    running[standing.work.name] = standing, slot, _begin(standing.work, slot)
+                    try:
+                        worker = _begin(standing.work, slot)
+                    except InputError as error:
+                        standing.state, standing.message = "failed", str(error)
+                        free.append(slot)
+                        continue
+                    running[standing.work.name] = standing, slot, worker
                 for name, (standing, slot, worker) in list(running.items()):
                     if stop.requested:
                         process.stop(worker)
@@ -114,12 +124,27 @@ def launch(
                     board.show()
                     shown = time.monotonic()
                 time.sleep(_LOOK_SECONDS)
+    except KeyboardInterrupt:  # the user asked twice
+        patience = 0.0
+        raise
     finally:
-        for _, _, worker in running.values():
+        _end([worker for _, _, worker in running.values()], patience)
+    return standings
+
+
+def _end(workers: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:
+    """Ask processes to stop with everything saved, and kill those that take longer than so long."""
+    end = time.monotonic() + seconds
+    try:
+        for worker in workers:
+            process.stop(worker)
+        for worker in workers:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                worker.wait(max(0.0, end - time.monotonic()))
+    finally:  # at an interrupt too
+        for worker in workers:
             worker.kill()
             worker.wait()
-            process.stop(worker)
-    return standings
 
 
 def _begin(work: Work, slot: Slot) -> subprocess.Popen[bytes]:
