@@ -29,9 +29,10 @@ from launched import (
     wait_until,
     work,
 )
-from sorl import algorithms, checkpoint, tables
+from sorl import algorithms, checkpoint, files, tables
 from sorl.algorithms.bc import BC
 from sorl.choices import Choice
+from sorl.data.images import ImageSettings
 from sorl.errors import InputError
 from sorl.jobs import Job
 from sorl.jobs.scoring import FILE, Scoring, complete, score, scores
@@ -116,9 +117,25 @@ def test_a_run_that_ended_with_other_settings_is_not_called_done(direct: Work) -
     for other in (
         dataclasses.replace(direct, algorithm=BC(hidden=(16, 16), learning_rate=1)),
         dataclasses.replace(direct, job=dataclasses.replace(direct.job, batch_size=17)),
+        dataclasses.replace(direct, job=dataclasses.replace(direct.job, tasks=(1, 2))),
     ):
         with pytest.raises(InputError, match="started with other settings"):
             other.done()
+    moved = dataclasses.replace(direct.job, tasks=(1,), data=Path("moved.npz"))
+    assert dataclasses.replace(direct, job=moved).done()
+
+
+def test_a_run_that_read_images_otherwise_is_not_called_done(direct: Work, tmp_path: Path) -> None:
+    seeing = dataclasses.replace(direct, folder=tmp_path / "seeing", scorings=())
+    shutil.copytree(direct.folder, seeing.folder)
+    path = seeing.run / "config.json"
+    for settings in (ImageSettings(), ImageSettings(frame_stack=1)):
+        images = {"images": dataclasses.asdict(settings)}
+        files.write_json(path, {**files.read_json(path), **images})
+        own = dataclasses.replace(seeing.job, images=settings)
+        assert dataclasses.replace(seeing, job=own).done()
+    with pytest.raises(InputError, match=r"images\.frame_stack is 1 in the run and 3 now"):
+        seeing.done()
 
 
 def test_sigterm_stops_with_everything_saved_and_the_launch_goes_on(

@@ -17,7 +17,7 @@ from sorl.algorithm import AbstractAlgorithm
 from sorl.choices import Choice
 from sorl.data.images import ImageSettings
 from sorl.errors import InputError
-from sorl.jobs.job import Job, paths, settings_of, sources
+from sorl.jobs.job import IMAGES, Job, paths, settings_of, sources
 from sorl.jobs.outcome import diverged, ended, is_run
 from sorl.jobs.scoring import Scoring, complete, score
 from sorl.jobs.work import start
@@ -55,13 +55,20 @@ class Work:
     def done(self) -> bool:
         """Whether the run is there, has ended and has all of its scores.
 
+        Its data are not compared: files may have moved, and to know them by their content they
+        would have to be loaded.
+
         Raises:
-            InputError: the run that ended there had other settings, or is damaged.
+            InputError: the run that ended there had other settings or tasks, or is damaged.
         """
         if not ended(self.run, self.job):
             return False
-        run = Run.open(self.run)
-        check_same_config(run.config, settings_of(self.algorithm, self.job))
+        run, wanted = Run.open(self.run), settings_of(self.algorithm, self.job)
+        if self.job.tasks is not None:
+            wanted["tasks"] = list(self.job.tasks)
+        if IMAGES in run.config:
+            wanted[IMAGES] = dataclasses.asdict(self.job.images)
+        check_same_config(run.config, wanted)
         return complete(run, self.scorings)
 
     def write(self) -> None:
