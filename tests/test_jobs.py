@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from finished_run import (
@@ -25,10 +26,12 @@ from finished_run import (
     UPDATES,
     Processes,
     evaluations_without_clock,
+    tiny_arrays,
     train_arguments,
     tree,
 )
 from sorl import algorithms, checkpoint, evaluation, jobs
+from sorl.data.origin import Origin, encode
 from sorl.errors import InputError, WorkerError
 from sorl.interruption import Interruption, StoppedError
 from sorl.jobs import work
@@ -36,6 +39,7 @@ from sorl.jobs.job import settings_in
 from sorl.members import Snapshot
 from sorl.runs import Run
 from sorl.types import Budget
+from sorl.units import Units
 
 pytest_plugins = ("run_fixtures",)
 
@@ -549,3 +553,60 @@ def test_seeds_and_tasks_may_be_numpy_s(tiny_data: Path, tmp_path: Path) -> None
     run = Run.open(tmp_path / "run")
     assert (run.config["tasks"], run.config["seeds"]) == ([0], [0, 1])
     assert last_update(run.path) == 2
+
+
+def in_units(path: Path, size: int) -> Path:
+    """Data whose actions the user gives between -3 and 3."""
+    arrays = tiny_arrays()
+    arrays["observations"] = arrays["observations"][:, :size]
+    origin = Origin(units=Units(action_low=(-3.0,) * 2, action_high=(3.0,) * 2))
+    np.savez(path, allow_pickle=False, **arrays, sorl=encode(origin))
+    return path
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize(
+    ("environment", "sentence"),
+    [
+        ("gym:tiny_environments:Reach-v9", "The environment of gym:.* cannot be made"),
+        ("gym:nowhere:Reach-v0", "The environment of gym:.* cannot be made .*No module"),
+        (
+            "gym:tiny_environments:ReachWide-v0",
+            "has observations of 4 numbers and actions of 2, but the data have 3 and 2: name",
+        ),
+        ("gym:tiny_environments:Side-v0", "shows images of 4x4x2, but the data have states"),
+        ("gym:tiny_environments:Reach-v0", "The policy acts between .* the data are in other"),
+        (ENVIRONMENT, "The policy acts between .* the data are in other"),
+    ],
+)
+def test_an_environment_that_is_not_that_of_the_data_writes_nothing(
+    environment: str, sentence: str, tiny_data: Path, tmp_path: Path
+) -> None:
+    data = tiny_data
+    if "other" in sentence:
+        data = in_units(tmp_path / "other.npz", 2 if environment == ENVIRONMENT else 3)
+    job = tiny_job(data, environment=environment, workers=1)
+    with pytest.raises(InputError, match=sentence):
+        jobs.start(tmp_path / "run", algorithms.get("tiny")(), job, quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("tiny")
+def test_an_environment_that_is_gone_is_told_before_training_goes_on(
+    tiny_data: Path, tmp_path: Path
+) -> None:
+    job = tiny_job(tiny_data, environment="gym:tiny_environments:Reach-v0", workers=1, episodes=1)
+    run = jobs.start(tmp_path / "run", algorithms.get("tiny")(), job, quiet=True).path
+    text = (run / "config.json").read_text().replace("Reach-v0", "Reach-v9")
+    (run / "config.json").write_text(text)
+    jobs.resume(run, quiet=True)  # it has ended, and needs no environment
+    (run / "config.json").write_text(text.replace('"updates": 12', '"updates": 24'))
+    begun = dataclasses.replace(job, environment="gym:tiny_environments:Reach-v9", updates=24)
+    before = tree(run)
+    for again in (
+        lambda: jobs.resume(run, quiet=True),
+        lambda: jobs.start(run, algorithms.get("tiny")(), begun, resume=True, quiet=True),
+    ):
+        with pytest.raises(InputError, match=r"The environment of gym:.*Reach-v9 cannot be made"):
+            again()
+    assert tree(run) == before

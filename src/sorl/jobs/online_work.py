@@ -18,6 +18,7 @@ from sorl.data.names import EnvironmentName
 from sorl.data.sources import load_dataset, rules_of_kept_rewards
 from sorl.errors import InputError
 from sorl.inference import check_budgets, policy_skeleton, servable_budgets
+from sorl.jobs.acting import check_fit
 from sorl.jobs.finetuning import (
     FINETUNING,
     Finetuning,
@@ -35,7 +36,6 @@ from sorl.mixed_precision import in_arithmetic
 from sorl.online import Online, Plan, learn_online
 from sorl.own_names import is_own
 from sorl.recorder import check_dashboards
-from sorl.rollouts import check_range
 from sorl.runs import Run
 from sorl.types import Member
 
@@ -286,12 +286,5 @@ def _collector(
         workers=job.workers,
         units=dataset.units,
     ) as collector:
-        sizes, spec = collector.sizes, dataset.spec
-        if (sizes.observation_size, sizes.action_size) != (spec.observation_size, spec.action_size):
-            raise InputError(
-                f"{environment} has observations of {sizes.observation_size} numbers and actions "
-                f"of {sizes.action_size}, but {run.path} was trained on {spec.observation_size} "
-                f"and {spec.action_size}: name the environment of its data with --env."
-            )
-        check_range(dataset.units, sizes)
+        check_fit(environment, collector.sizes, dataset, f"{run.path} was trained on")
         yield collector

@@ -13,9 +13,11 @@ from sorl.data.shards import Shards, is_shards
 from sorl.data.sources import load_dataset, open_stream
 from sorl.errors import InputError
 from sorl.inference import check_budgets, policy_skeleton
+from sorl.jobs.acting import check_environment
 from sorl.jobs.finetuning import FINETUNING
 from sorl.jobs.job import EXECUTION, Job, check_fingerprint, config_of, settings_in
 from sorl.jobs.online_work import resume_finetuning
+from sorl.jobs.outcome import ended
 from sorl.jobs.session import session
 from sorl.members import check_layout, members_of
 from sorl.recorder import check_dashboards
@@ -41,7 +43,9 @@ def start(
         quiet: print nothing.
 
     Raises:
-        InputError: bad data or settings (then nothing is written), or a run exists in `out`.
+        InputError: bad data or settings, or an environment that is not that of the data (then
+            nothing is written), or a run exists in `out`.
+        WorkerError: a process that steps environments died.
     """
     out = Path(out)
     known = os.path.exists(out / "config.json")  # unlike Path.exists, False where we may not look
@@ -54,10 +58,10 @@ def start(
     check_dashboards(tensorboard=job.tensorboard, wandb=job.wandb)
     config = config_of(algorithm, job, dataset)
     if known:
-        run = Run.open(out)
-        check_same_config(run.config, config, ignored=(*INCIDENTAL, EXECUTION))
-    else:
-        run = Run.create(out, config)
+        check_same_config(Run.open(out).config, config, ignored=(*INCIDENTAL, EXECUTION))
+    if not (known and ended(out, job)):
+        check_environment(job, dataset)
+    run = Run.open(out) if known else Run.create(out, config)
     _work(run, algorithm, job, dataset, quiet=quiet)
     return run
 
@@ -66,7 +70,8 @@ def resume(path: Path | str, *, quiet: bool = False) -> Run:
     """Go on with the run in `path`; a finished run stays as it is.
 
     Raises:
-        InputError: no run, damaged files, or data that changed since.
+        InputError: no run, damaged files, or data or an environment that changed since.
+        WorkerError: a process that steps environments died.
     """
     run = Run.open(path)
     if FINETUNING in run.config:
@@ -74,6 +79,8 @@ def resume(path: Path | str, *, quiet: bool = False) -> Run:
     job, algorithm, fingerprint = settings_in(run)
     dataset = load_data(job)
     check_fingerprint(run, job.data or job.environment, dataset, fingerprint)
+    if not ended(run.path, job):
+        check_environment(job, dataset)
     _work(run, algorithm, job, dataset, quiet=quiet)
     return run
 
