@@ -322,6 +322,14 @@ def test_bad_input_gets_a_sentence() -> None:
         evaluate(diverged, MEMBERS[:1], REACH, budgets=[Budget(1, 1)], workers=1)
 
 
+@pytest.mark.parametrize("name", ["ReachNan-v0", "ReachInfinity-v0", "ReachFar-v0"])
+def test_an_observation_that_is_not_finite_is_the_environments_fault(name: str) -> None:
+    still = Blind(jnp.zeros((1, 2)))
+    environment = f"tiny_environments:{name}"
+    with pytest.raises(InputError, match=r"environment of task0-seed0 .* at step 3 of episode 0"):
+        evaluate(still, MEMBERS[:1], environment, budgets=[Budget(1, 1)], episodes=1, workers=1)
+
+
 def test_a_dead_worker_ends_the_evaluation_and_the_evaluator_recovers() -> None:
     death = "tiny_environments:ReachDeath-v0"
     with Evaluator(death, workers=2, slots=2) as evaluator:

@@ -91,6 +91,19 @@ class Moody(Reach):
         return super().reset(seed=int.from_bytes(os.urandom(4)))
 
 
+class Blurred(Reach):
+    """Shows an observation that is not finite after three steps."""
+
+    def __init__(self, trouble: str = ""):
+        super().__init__()
+        self.blur = float(trouble)
+
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict]:
+        observation, reward, _, _, info = super().step(action)
+        observation[1] = self.blur if self.steps == 3 else observation[1]
+        return observation, reward, False, False, info
+
+
 class Push(gymnasium.Env):
     """A mass that is pushed along a line, by -2 to 3 newtons, towards a goal; goes on there.
 
@@ -216,6 +229,9 @@ register("Bandit-v0", Bandit, max_episode_steps=1)
 register("Moody-v0", Moody)
 register("ReachError-v0", Reach, trouble="raise")
 register("ReachDeath-v0", Reach, trouble="die")
+register("ReachNan-v0", Blurred, trouble="nan")
+register("ReachInfinity-v0", Blurred, trouble="inf")
+register("ReachFar-v0", Blurred, trouble="1e300")
 register("ReachForever-v0", Reach, max_episode_steps=None)
 register("ReachDiscrete-v0", Discrete)
 register("ReachLarge-v0", Large)

@@ -267,12 +267,19 @@ class GroupActor:
             Actions in the units of the environment, shape `[rows, action_size]`.
 
         Raises:
-            InputError: an action is NaN or infinite.
+            InputError: an observation or an action is NaN or infinite.
         """
         rows = len(observations)
         start = time.perf_counter()
         padded = np.zeros((LANES, observations.shape[1]), np.float32)
-        padded[:rows] = observations
+        with np.errstate(over="ignore"):
+            padded[:rows] = observations
+        if not np.isfinite(padded).all():
+            episode, step = clock[np.argwhere(~np.isfinite(padded))[0, 0]]
+            raise InputError(
+                f"The environment of {self.member} showed an observation that is NaN or infinite "
+                f"in float32, at step {step} of episode {episode}: mend the environment."
+            )
         padded_clock = np.zeros((LANES, 2), np.uint32)
         padded_clock[:rows] = clock
         acted, counts = self._act(padded, self._identity, padded_clock)
