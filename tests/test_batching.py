@@ -306,6 +306,17 @@ def test_a_failure_is_everyones_in_the_batch_and_nobody_elses(
     served(policy, use)
 
 
+@pytest.mark.parametrize("info", [False, True])
+def test_an_observation_too_far_away_is_nobody_elses(policy: Policy, info: bool) -> None:
+    far = order(seed=1, info=info)
+    far.observations[:] = np.finfo(np.float32).max
+    near = order(seed=2, info=info)
+    (unsound, sound), batches = served(policy, all_of(far, near), max_batch=2, max_wait_ms=1000)
+    assert [batch.orders for batch in batches] == [2]
+    assert np.isnan(unsound.actions).any()
+    assert np.isfinite(sound.actions).all()
+
+
 # Deadlines.
 
 

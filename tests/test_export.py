@@ -431,6 +431,17 @@ def test_what_cannot_be_asked_is_refused_in_one_sentence(
     assert "\n" not in str(caught.value)
 
 
+def test_an_action_that_is_not_finite_is_not_handed_out(folder: Path) -> None:
+    policy = numpy_policy.Policy(folder)
+    batch = np.zeros((2, 3, 3), np.float32)
+    batch[1, 1:] = np.finfo(np.float32).max
+    with pytest.raises(ValueError, match=r"answer to observation \[1, 1\] is not finite"):
+        policy.act(batch)
+    with pytest.raises(ValueError, match="answer to the observation is not finite"):
+        policy.act(batch[1, 1])
+    assert policy.act(batch[0]).shape == (3, 2)
+
+
 @pytest.mark.parametrize("shape", [(), (2,), (1, 2), (1, 4, 3), (2, 4, 2)])
 def test_noise_of_another_shape_is_refused(folder: Path, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="The noise has shape"):

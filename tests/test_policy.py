@@ -21,12 +21,14 @@ from hypothesis import strategies as st
 from jax.core import Tracer
 
 from sorl import algorithms, inference
-from sorl.algorithm import AbstractAlgorithm, AbstractPolicy, AbstractScoredPolicy
+from sorl.algorithm import AbstractAlgorithm, AbstractPolicy, AbstractScoredPolicy, in_units
+from sorl.algorithms.sorl import SORL
 from sorl.deployment import storage
-from sorl.deployment.policy import Policy, load_stacked, save_policy
+from sorl.deployment.policy import NotFiniteError, Policy, load_stacked, save_policy
 from sorl.errors import InputError
 from sorl.losses import Aggregation
 from sorl.types import Budget, Member, Spec
+from sorl.units import Units
 
 SPEC = Spec(observation_size=3, action_size=2)
 
@@ -680,3 +682,24 @@ def test_decisions_that_cannot_be_told(tmp_path: Path, folder: Path) -> None:
         policy.act(np.ones(3), best_of=2, sampler="renoise")
     with pytest.raises(InputError, match="not finite"):
         policy.act_info(np.full(3, np.nan))
+
+
+def test_an_action_that_is_not_finite_is_not_handed_out() -> None:
+    algorithm = SORL(hidden=(64, 64))
+    units = Units((-2, -2), (2, 2), (0, 0, 0), (0.5, 0.5, 0.5))
+    module = in_units(algorithm.policy(algorithm.init(SPEC, key=jax.random.key(0))), units)
+    saved = storage.SavedPolicy(module, algorithm, SPEC, Member(0, 0), 1, {})
+    policy = Policy(saved, random_seed=0)
+    far = np.array([0.1, np.finfo(np.float32).max, 0.2])  # standardised it is infinite
+    for act in (policy.act, policy.act_info):
+        with pytest.raises(InputError, match="answer to the observation is not finite: it lies"):
+            act(far, steps=4, best_of=8)
+        batch = np.zeros((2, 3, 3))
+        assert act(batch, steps=4, best_of=8) is not None
+        batch[1, 1] = batch[1, 2] = far
+        with pytest.raises(NotFiniteError, match=r"answer to observation \[1, 1\] is") as caught:
+            act(batch, steps=4, best_of=8)
+        answer = caught.value.answer
+        actions = answer if isinstance(answer, np.ndarray) else answer.action
+        wrong = [[False, False, False], [False, True, True]]
+        np.testing.assert_array_equal(np.isnan(actions).any(axis=2), wrong)

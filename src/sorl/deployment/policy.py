@@ -38,7 +38,7 @@ from sorl.samplers import Sampler
 from sorl.types import MAX_SEED, Budget, Member
 from sorl.verifiers import OWN, Verifier
 
-__all__ = ["Decision", "Policy", "load_stacked", "save_policy"]
+__all__ = ["Decision", "NotFiniteError", "Policy", "load_stacked", "save_policy", "told_of"]
 
 Keys = PRNGKeyArray | Key[Array, "*shape"]
 """One random key, or an array of them."""
@@ -67,6 +67,18 @@ class Decision(NamedTuple):
     candidates: np.ndarray
     scores: np.ndarray
     steps: np.ndarray
+
+
+class NotFiniteError(InputError):
+    """An action is NaN or infinite.
+
+    Attributes:
+        answer: what would have been returned, with all rows: those of others may be sound.
+    """
+
+    def __init__(self, told: str, answer: Any) -> None:
+        super().__init__(told)
+        self.answer = answer
 
 
 class _Noise(NamedTuple):
@@ -235,6 +247,8 @@ class Policy:
             InputError: the observation or the keys have another shape, the observation is not
                 finite, the key is none, the policy cannot serve the budget in this way, or what
                 needs a calibration has none that fits.
+            NotFiniteError: an action is not finite, because the observation lies too far from what
+                the policy was trained on, or because its training has diverged.
 
         Warns:
             OtherMachineWarning: once, where the calibration is another machine's.
@@ -247,7 +261,10 @@ class Policy:
             return np.zeros((*leading, self.spec.action_size), np.float32)
         actions = self._decided(rows, leading, key, inference.act, budget, strategy)
         # A copy: what JAX hands out may be read-only memory of its own.
-        return np.array(actions, np.float32).reshape(*leading, self.spec.action_size)
+        answer = np.array(actions, np.float32).reshape(*leading, self.spec.action_size)
+        if told := told_of(answer, axes=len(leading)):
+            raise NotFiniteError(told, answer)
+        return answer
 
     def act_info(
         self,
@@ -276,6 +293,7 @@ class Policy:
 
         Raises:
             InputError: as `act`, or the policy has no critic.
+            NotFiniteError: as `act`; scores are told as they are.
         """
         if not isinstance(self.module, AbstractScoredPolicy):
             raise InputError(
@@ -291,13 +309,16 @@ class Policy:
         found = self._decided(rows, leading, key, inference.consider, budget, strategy)
         actions, scores, drawn_in = (np.array(leaf) for leaf in found.candidates)
         chosen = np.array(found.chosen)
-        return Decision(
+        answer = Decision(
             action=_unflattened(actions[np.arange(len(rows)), chosen], leading),
             chosen=_unflattened(chosen, leading),
             candidates=_unflattened(actions, leading),
             scores=_unflattened(scores, leading),
             steps=_unflattened(drawn_in, leading),
         )
+        if told := told_of(answer.action, axes=len(leading)):
+            raise NotFiniteError(told, answer)
+        return answer
 
     def prepare(self, *, rows: int = 1) -> None:
         """Compile whatever a deadline may buy for `rows` observations, so that `act` can keep it.
@@ -457,6 +478,24 @@ class Policy:
                 "sensor or the data it comes from."
             )
         return values.reshape(-1, size), values.shape[:-1]
+
+
+def told_of(answer: np.ndarray, *, axes: int) -> str:
+    """What is wrong with an answer, in one sentence; empty where all of it is finite.
+
+    Args:
+        answer: actions or scores, `[..., entries]`.
+        axes: how many of its axes are the observation's.
+    """
+    finite = np.isfinite(answer)
+    if finite.all():
+        return ""
+    place = [int(i) for i in np.argwhere(~finite)[0][:axes]]
+    return (
+        f"The policy's answer to {f'observation {place}' if place else 'the observation'} is not "
+        "finite: it lies too far from what the policy was trained on, or the training has "
+        "diverged; check where it comes from, or load a policy of an earlier update."
+    )
 
 
 def _noise_of(keys: Keys, leading: tuple[int, ...], rows: int) -> _Noise:

@@ -138,7 +138,7 @@ class Policy:
 
         Raises:
             ValueError: the observation has another shape or is not finite, the steps were not
-                exported, or there is no critic and the choice needs one.
+                exported, there is no critic and the choice needs one, or an action is not finite.
         """
         steps = self._default[0] if steps is None else steps
         best_of = self._default[1] if best_of is None else best_of
@@ -147,7 +147,16 @@ class Policy:
         if rng is None:
             rng = self._generator = self._generator or np.random.default_rng()
         noise = rng.standard_normal((len(rows), best_of, *shape), dtype=np.float32)
-        return self._decide(rows, noise, steps).action.reshape(*leading, self.action_size)
+        actions = self._decide(rows, noise, steps).action.reshape(*leading, self.action_size)
+        finite = np.isfinite(actions)
+        if not finite.all():
+            place = [int(i) for i in np.argwhere(~finite)[0][:-1]]
+            raise ValueError(
+                f"The policy's answer to {f'observation {place}' if place else 'the observation'} "
+                "is not finite: it lies too far from what the policy was trained on, or the "
+                "training has diverged; check where it comes from, or export an earlier policy."
+            )
+        return actions
 
     def from_noise(self, observation: Any, noise: np.ndarray, *, steps: int) -> Decision:
         """The decision for given noise: all that is random in an action.

@@ -43,7 +43,7 @@ import sorl
 from sorl import algorithms
 from sorl.algorithm import AbstractScoredPolicy
 from sorl.choices import Choice
-from sorl.deployment.policy import Policy
+from sorl.deployment.policy import Policy, told_of
 from sorl.deployment.serving import pages
 from sorl.deployment.serving.batching import (
     Batcher,
@@ -252,11 +252,9 @@ def _error(status: int, told: str, headers: Mapping[str, str] | None = None) -> 
 def _answer(order: Order, outcome: Outcome, update: int) -> Response:
     found = outcome.decision
     arrays = [outcome.actions] if found is None else [outcome.actions, found.scores]
-    if not all(np.isfinite(array).all() for array in arrays):
-        raise InputError(
-            "The policy's answer is not finite: these observations lie too far from what it was "
-            "trained on."
-        )
+    for array in arrays:
+        if told := told_of(array, axes=1):
+            raise InputError(told)
     info = None
     if found is not None:
         info = {

@@ -34,7 +34,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -42,7 +42,7 @@ from jaxtyping import Array, Float32, UInt32
 
 from sorl import inference
 from sorl.deployment.calibration import Calibration
-from sorl.deployment.policy import Decision, Policy
+from sorl.deployment.policy import Decision, NotFiniteError, Policy
 from sorl.errors import InputError
 from sorl.inference import USUAL, Strategy
 from sorl.types import Budget
@@ -517,11 +517,12 @@ class Batcher:
             "choice": plan.strategy.choice,
             "key": _typed(keys),
         }
-        if plan.info:
-            decision = self.policy.act_info(observations, **options)
-            actions = decision.action
-        else:
-            decision, actions = None, self.policy.act(observations, **options)
+        act: Callable[..., Any] = self.policy.act_info if plan.info else self.policy.act
+        try:
+            answer = act(observations, **options)
+        except NotFiniteError as error:
+            answer = error.answer  # one order's observation must not fail the others
+        decision, actions = (answer, answer.action) if plan.info else (None, answer)
         outcomes = [
             Outcome(
                 actions[part],
