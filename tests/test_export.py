@@ -16,6 +16,7 @@ import equinox as eqx
 import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from hypothesis import given
@@ -396,7 +397,9 @@ def folder(root: Path, tmp_path: Path) -> Path:
     return copy
 
 
-def test_leading_shapes_defaults_and_generators(folder: Path) -> None:
+def test_leading_shapes_defaults_and_generators(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     policy = numpy_policy.Policy(folder)
     assert (policy.observation_size, policy.action_size, policy.steps) == (3, 2, [1, 4])
     assert policy.act([0.1, 2, 3]).shape == (2,)
@@ -404,10 +407,15 @@ def test_leading_shapes_defaults_and_generators(folder: Path) -> None:
     rng = np.random.default_rng
     observations = rng(0).standard_normal((2, 3, 3))
     folded = policy.act(observations, best_of=4, rng=rng(5))
-    flat = policy.act(observations.reshape(6, 3), steps=4, best_of=4, rng=rng(5))
+    flat_observations = observations.reshape(6, 3)
+    flat = policy.act(flat_observations, steps=4, best_of=4, rng=rng(5))
     assert folded.dtype == np.float32
     np.testing.assert_array_equal(folded.reshape(6, 2), flat)
     assert not np.array_equal(policy.act([1, 2, 3]), policy.act([1, 2, 3])), "noise is drawn"
+    with monkeypatch.context() as patch:
+        patch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+        whole: Any = {"steps": np.int64(4), "best_of": np.int32(4)}
+        np.testing.assert_array_equal(policy.act(flat_observations, **whole, rng=rng(5)), flat)
 
 
 @pytest.mark.parametrize(
@@ -421,11 +429,18 @@ def test_leading_shapes_defaults_and_generators(folder: Path) -> None:
         ({"observation": [1, 2, 3], "steps": 2}, "not exported for 2 sampling steps.*1, 4"),
         ({"observation": [1, 2, 3], "steps": 1, "best_of": 2}, "no critic was exported"),
         ({"observation": [1, 2, 3], "best_of": 0}, "best_of=0 is not possible"),
+        ({"observation": [1, 2, 3], "best_of": 8.0}, "best_of=8.0 is not possible"),
+        ({"observation": [1, 2, 3], "best_of": "8"}, "best_of='8' is not possible"),
+        ({"observation": [1, 2, 3], "best_of": True}, "best_of=True is not possible"),
+        ({"observation": [1, 2, 3], "steps": [4]}, r"steps=\[4\] is not possible"),
+        ({"observation": [1, 2, 3], "steps": "4"}, "steps='4' is not possible"),
     ],
 )
 def test_what_cannot_be_asked_is_refused_in_one_sentence(
-    folder: Path, arguments: Any, expected: str
+    folder: Path, arguments: Any, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Users have nothing that checks types before.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(ValueError, match=expected) as caught:
         numpy_policy.Policy(folder).act(**arguments)
     assert "\n" not in str(caught.value)

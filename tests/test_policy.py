@@ -524,6 +524,56 @@ def test_budgets_are_checked(loaded: Policy, tmp_path: Path) -> None:
         plain.act(np.zeros(3), best_of=2)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"adaptive": "yes"}, "adaptive='yes' is not possible: give True, False, or a threshold"),
+        ({"adaptive": -1.0}, "threshold=-1.0 must be a number, 0 or more"),
+        ({"choice": 2}, "choice=2 is not possible: give words such as 'typical-2'"),
+        ({"choice": 0}, "choice=0 is not possible"),
+        ({"verifier": ["min"]}, r"verifier=\['min'\] is not possible"),
+        ({"sampler": ["spread"]}, r"sampler=\['spread'\] is not possible: give a word such as"),
+        ({"deadline_ms": "3"}, "deadline_ms='3' is not possible: give a number"),
+        ({"deadline_ms": True}, "deadline_ms=True is not possible"),
+        ({"steps": 4.0}, "Budget steps=4.0 is not possible: give a whole number"),
+        ({"steps": np.bool_(True)}, "is not possible: give a whole number"),
+        ({"best_of": "8"}, "Budget best_of='8' is not possible"),
+    ],
+)
+def test_an_argument_of_another_kind(
+    loaded: Policy, arguments: Any, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Users have nothing that checks types before.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(InputError, match=expected):
+        loaded.act(np.zeros(3), **arguments)
+
+
+def test_numbers_of_numpy_are_numbers(loaded: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    observation = np.ones(3)
+    whole: Any = {"steps": np.int64(4), "best_of": np.uint8(8)}
+    found = loaded.act(observation, **whole, key=0)
+    np.testing.assert_array_equal(found, loaded.act(observation, steps=4, best_of=8, key=0))
+    assert json.dumps(dataclasses.asdict(Budget(**whole))) == '{"steps": 4, "best_of": 8}'
+    no: Any = np.bool_(False)
+    np.testing.assert_array_equal(loaded.act(observation, **whole, adaptive=no, key=0), found)
+    yes: Any = np.bool_(True)
+    with pytest.raises(InputError, match="Adaptive spending needs a calibration"):
+        loaded.act(observation, **whole, adaptive=yes)
+
+
+def test_a_bare_number_is_the_threshold_of_adaptive_spending(loaded: Policy) -> None:
+    observation = np.ones(3)
+    found = []
+    for threshold in (0.0, 1e6):
+        found.append(loaded.act(observation, best_of=8, adaptive=threshold, key=0))
+        same = inference.Adaptive(threshold)
+        expected = loaded.act(observation, best_of=8, adaptive=same, key=0)
+        np.testing.assert_array_equal(found[-1], expected)
+    assert not np.array_equal(*found)
+
+
 def test_without_a_budget_it_is_the_methods_own(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

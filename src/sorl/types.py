@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
@@ -156,10 +157,12 @@ class Budget:
             ("steps", self.steps, MAX_STEPS),
             ("best_of", self.best_of, MAX_BEST_OF),
         ):
-            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+            whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+            if not whole or not 1 <= value <= most:
                 raise InputError(
                     f"Budget {name}={value!r} is not possible: give a whole number, 1 to {most}."
                 )
+            object.__setattr__(self, name, int(value))  # NumPy's are no JSON
 
     @classmethod
     def parse(cls, text: str) -> Budget:

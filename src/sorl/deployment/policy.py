@@ -7,6 +7,7 @@ in `sorl.deployment.storage`.
 from __future__ import annotations
 
 import functools
+import numbers
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -48,6 +49,12 @@ _fold_in = jax.jit(jax.random.fold_in)
 _split = jax.jit(jax.random.split, static_argnums=1)
 _only = jax.jit(lambda keys: keys.reshape(()))
 _KEY_ITSELF = np.int32(-1)
+
+_EXAMPLES = {
+    "sampler": "a word such as 'spread'",
+    "verifier": "words such as 'mean-0.5std'",
+    "choice": "words such as 'typical-2'",
+}
 
 
 class Decision(NamedTuple):
@@ -207,7 +214,7 @@ class Policy:
         sampler: Sampler | None = None,
         verifier: Verifier | str | None = None,
         choice: Choice | str | None = None,
-        adaptive: Adaptive | bool = False,
+        adaptive: Adaptive | float | bool = False,
         key: Keys | int | np.integer[Any] | None = None,
     ) -> np.ndarray:
         """Choose actions. The first call for a budget and a batch shape compiles, later ones run.
@@ -231,8 +238,9 @@ class Policy:
             choice: how the scores decide, see `sorl.choices`; as the method does by itself when
                 None.
             adaptive: draw fewer candidates where their scores hardly differ, never more than
-                `best_of`; True takes the threshold that `sorl calibrate` found, and the sampler and
-                verifier that it was found with. Saves time for one observation, none for a batch.
+                `best_of`. A number is the threshold of `sorl.inference.Adaptive`; True takes the
+                one that `sorl calibrate` found, and the sampler and verifier that it was found
+                with. Saves time for one observation, none for a batch.
             key: a random key or an integer seed, 0 to `MAX_SEED`. One observation uses the key
                 itself, row i of a batch (its leading axes flattened) uses
                 `jax.random.split(key, rows)[i]`. Or one key for each observation: an array of keys
@@ -245,8 +253,8 @@ class Policy:
 
         Raises:
             InputError: the observation or the keys have another shape, the observation is not
-                finite, the key is none, the policy cannot serve the budget in this way, or what
-                needs a calibration has none that fits.
+                finite, the key is none, an argument is of a kind that it cannot be, the policy
+                cannot serve the budget in this way, or what needs a calibration has none that fits.
             NotFiniteError: an action is not finite, because the observation lies too far from what
                 the policy was trained on, or because its training has diverged.
 
@@ -352,17 +360,31 @@ class Policy:
         sampler: Sampler | None,
         verifier: Verifier | str | None,
         choice: Choice | str | None,
-        adaptive: Adaptive | bool,
+        adaptive: Adaptive | float | bool,
         *,
         rows: int,
     ) -> tuple[Budget, Strategy]:
+        if isinstance(adaptive, bool | np.bool_) or adaptive is None:
+            adaptive = bool(adaptive)
+        elif not isinstance(adaptive, Adaptive):
+            if not isinstance(adaptive, numbers.Real):
+                raise InputError(
+                    f"adaptive={adaptive!r} is not possible: give True, False, or a threshold, "
+                    "which is a number."
+                )
+            adaptive = Adaptive(float(adaptive))
         if deadline_ms is not None:
+            if isinstance(deadline_ms, bool) or not isinstance(deadline_ms, numbers.Real):
+                raise InputError(
+                    f"deadline_ms={deadline_ms!r} is not possible: give a number of milliseconds."
+                )
             own_way = (steps, best_of, sampler, verifier, choice)
             if adaptive or any(word is not None for word in own_way):
                 raise InputError(
                     "A deadline chooses the budget and how it is spent, as they were calibrated: "
                     "leave out steps, best_of, sampler, verifier, choice and adaptive."
                 )
+            deadline_ms = float(deadline_ms)
             calibration = self._calibrated(f"A deadline of {deadline_ms:g} ms")
             best = calibration.best_within(deadline_ms, rows=max(rows, 1))
             return best.budget, calibration.strategy(best)
@@ -373,6 +395,17 @@ class Policy:
         )
         if isinstance(verifier, str):
             verifier = Verifier.parse(verifier)
+        if isinstance(choice, str):
+            choice = Choice.parse(choice)
+        for name, value, kind in (
+            ("sampler", sampler, str),
+            ("verifier", verifier, Verifier),
+            ("choice", choice, Choice),
+        ):
+            if value is not None and not isinstance(value, kind):
+                raise InputError(
+                    f"{name}={value!r} is not possible: give {_EXAMPLES[name]}, or leave it out."
+                )
         if adaptive is True:
             calibration = self._calibrated("Adaptive spending")
             adaptive = Adaptive(calibration.threshold(budget))
@@ -387,7 +420,7 @@ class Policy:
         strategy = Strategy(
             sampler="independent" if sampler is None else sampler,
             verifier=OWN if verifier is None else verifier,
-            choice=Choice.parse(choice) if isinstance(choice, str) else choice or OWN_CHOICE,
+            choice=OWN_CHOICE if choice is None else choice,
             adaptive=adaptive or None,
         )
         if (budget, strategy) not in self._served:

@@ -238,6 +238,9 @@ class Policy:
         return values.reshape(-1, size), values.shape[:-1]
 
     def _program(self, steps: int, best_of: int) -> _Step:
+        for name, value in (("steps", steps), ("best_of", best_of)):
+            if isinstance(value, bool) or not isinstance(value, int | np.integer):
+                raise ValueError(f"{name}={value!r} is not possible: give a whole number.")
         if steps not in self._programs:
             raise ValueError(
                 f"This policy was not exported for {steps} sampling steps: choose one of "
