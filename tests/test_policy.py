@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -510,6 +511,17 @@ def test_a_key_that_is_none(
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(InputError, match=expected):
         loaded.act(np.zeros(3), key=key)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, np.int64(2**40), 1.5, "1"])
+def test_a_random_seed_that_is_none(
+    folder: Path, run: Path, seed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    for path in (folder, run):
+        told = re.escape(f"random_seed={seed!r} is no seed: give 0 to 4294967295.")
+        with pytest.raises(InputError, match=told):
+            Policy.load(path, random_seed=seed)
 
 
 def test_budgets_are_checked(loaded: Policy, tmp_path: Path) -> None:

@@ -122,6 +122,7 @@ class Policy:
         *,
         random_seed: int,
     ) -> None:
+        self._stream = _seeded("random_seed", random_seed)
         self.module = saved.module
         self.algorithm = saved.algorithm
         self.spec = saved.spec
@@ -134,7 +135,6 @@ class Policy:
         arrays, static = eqx.partition(nn.heads_apart(saved.module), eqx.is_array)
         self._arrays, structure = jax.tree.flatten(arrays)
         self._served: set[tuple[Budget, Strategy]] = set()
-        self._stream = jax.random.key(random_seed)
         self._drawn = 0
         self._told_elsewhere = False
         self._lock = threading.Lock()
@@ -179,12 +179,13 @@ class Policy:
             path: the folder of one policy, or the folder of a run.
             task: which task's policy of a run; the lowest one when None.
             seed: which seed's policy of that task; the lowest one when None.
-            random_seed: seed of the sampling noise of `act`; the same seed and the same calls
-                give the same actions.
+            random_seed: seed of the sampling noise of `act`, 0 to `MAX_SEED`; the same seed and
+                the same calls give the same actions.
 
         Raises:
-            InputError: there is no such policy, or its files are missing, damaged, of another
-                format or of an algorithm that this version does not know.
+            InputError: there is no such policy, its files are missing, damaged, of another
+                format or of an algorithm that this version does not know, or `random_seed` is out
+                of range.
         """
         path = Path(path)
         if is_policy(path):
@@ -461,9 +462,7 @@ class Policy:
                 self._drawn += 1
             return self._own_noise(np.int32(drawn % 2**31), leading, rows)
         if isinstance(key, int | np.integer):
-            if not 0 <= key <= MAX_SEED:
-                raise InputError(f"key={key} is no seed: give 0 to {MAX_SEED}, or a random key.")
-            keys = jax.random.key(int(key))
+            keys = _seeded("key", key, ", or a random key")
         else:
             # Keys of the older kind are bare integers.
             try:
@@ -511,6 +510,13 @@ class Policy:
                 "sensor or the data it comes from."
             )
         return values.reshape(-1, size), values.shape[:-1]
+
+
+def _seeded(name: str, seed: int | np.integer[Any], more: str = "") -> PRNGKeyArray:
+    """The random key of a seed; `more` is what else the argument `name` may be."""
+    if not isinstance(seed, int | np.integer) or not 0 <= seed <= MAX_SEED:
+        raise InputError(f"{name}={seed!r} is no seed: give 0 to {MAX_SEED}{more}.")
+    return jax.random.key(int(seed))
 
 
 def told_of(answer: np.ndarray, *, axes: int) -> str:
