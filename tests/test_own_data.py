@@ -27,7 +27,7 @@ from sorl.data.sources import load_dataset
 from sorl.deployment.card import write_card
 from sorl.deployment.export.exporting import Format, export
 from sorl.deployment.export.numpy_policy import Policy as NumpyPolicy
-from sorl.deployment.storage import save_policy
+from sorl.deployment.storage import SavedPolicy, save_policy
 from sorl.errors import InputError
 from sorl.fitted_q import Evidence, fitted_q
 from sorl.jobs import Job, restore_policies
@@ -84,9 +84,11 @@ def test_the_action_map_and_its_inverse(
     )
     # The ends come back exactly, and nothing ever leaves the range.
     for end, bound in ((-1, low), (1, high)):
-        exact = units.to_user_arrays(np.full(len(low), end, np.float32))
-        narrow = f32(high) - f32(low)
-        np.testing.assert_allclose(exact, f32(bound), atol=float(2e-7 * narrow.max()) + 1e-9)
+        ends = np.full(len(low), end, np.float32)
+        np.testing.assert_array_equal(units.to_user_arrays(ends), f32(bound))
+        np.testing.assert_array_equal(np.asarray(units.to_user(jnp.asarray(ends))), f32(bound))
+    nowhere = units.to_user_arrays(f32([np.nan] * len(low)))
+    assert np.isnan(nowhere).all(), "what is no number must not become a bound"
     far = units.to_user_arrays(f32([100] * len(low)))
     np.testing.assert_array_equal(far, f32(high))
     assert Units.parse(units.describe()) == units
@@ -167,6 +169,34 @@ def test_policies_act_in_the_users_units(
     np.testing.assert_array_equal(told.action, user.act(observations, steps=2, best_of=6, key=0))
     np.testing.assert_allclose(told.scores, bare_told.scores, atol=1e-4)
     np.testing.assert_array_equal(told.candidates[..., 2], f32(7.5))
+
+
+@pytest.mark.parametrize("format", ["numpy", "onnx", "stablehlo"])
+def test_exports_end_at_exactly_the_bounds(
+    format: Format, pair: tuple[sorl.Policy, sorl.Policy], tmp_path: Path
+) -> None:
+    low, high = (-2.0, -0.5, -1.1), (2.7, 0.8, 1.0)
+    units = Units(low, high)
+    assert (units.middle - units.half_width > f32(low)).all(), "arithmetic would do"
+    assert (units.middle + units.half_width < f32(high)).all(), "arithmetic would do"
+    bare, _ = pair
+    saved = SavedPolicy(in_units(bare.module, units), ALGORITHM, SPEC, Member(0, 0), 1, {})
+    user = sorl.Policy(saved, random_seed=0)
+    export(user, tmp_path / "out", format=format, budgets=[Budget(2, 4)])
+    module: Any = __import__(f"sorl.deployment.export.{format}_format", fromlist=["load"])
+    from sorl.deployment.export.graphs import Graph
+
+    noise = 1e4 * np.random.default_rng(1).normal(size=(5, 4, 3)).astype(np.float32)
+    answer = module.load(tmp_path / "out")(Graph(2, chooses=True), np.zeros((5, 3), "f4"), noise)
+    inside = jax.vmap(jax.vmap(lambda z: bare.module.from_noise(jnp.zeros(3), z, steps=2)))(
+        jnp.asarray(noise)
+    )
+    for end, bound in ((-1, low), (1, high)):
+        there = np.asarray(inside) == end
+        assert there.any(axis=(0, 1)).all()
+        np.testing.assert_array_equal(
+            answer.candidates[there], np.broadcast_to(f32(bound), there.shape)[there]
+        )
 
 
 @pytest.mark.parametrize("format", ["numpy", "onnx", "stablehlo"])

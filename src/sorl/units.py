@@ -1,6 +1,7 @@
 """Units: how a user's observations and actions become those that networks see, and back.
 
-    action       a_user = middle + half_width · a,  a in [-1, 1]       (per entry, then clipped)
+    action       a_user = middle + half_width · a,  a in [-1, 1]       (per entry, then clipped;
+                                                                        low at -1, high at 1)
     observation  s = (s_user - mean) / scale                           (where standardised)
 
 A data set carries its units, training hands them to the policies it releases, and whoever acts with
@@ -8,7 +9,8 @@ a policy (`Policy.act`, evaluation, every export) gives it observations and gets
 user's units. Between the two everything is as if there were no units: candidates are drawn, scored
 and compared in [-1, 1].
 
-All bounds are float32 numbers, so that an action at a bound comes back as exactly that bound.
+All bounds are float32 numbers, and -1 and 1 become them without arithmetic, whose rounding may miss
+them: an action at a bound comes back as exactly that bound.
 """
 
 from __future__ import annotations
@@ -143,14 +145,16 @@ class Units:
         if not self.maps_actions:
             return action
         low, high = (np.asarray(bound, np.float32) for bound in (self.action_low, self.action_high))
-        return jnp.clip(self.middle + self.half_width * action, low, high)
+        inside = jnp.clip(self.middle + self.half_width * action, low, high)
+        return jnp.where(action >= 1, high, jnp.where(action <= -1, low, inside))
 
     def to_user_arrays(self, actions: np.ndarray) -> np.ndarray:
         """`to_user` of float32 NumPy arrays `[..., size]`."""
         if not self.maps_actions:
             return actions
         low, high = (np.asarray(bound, np.float32) for bound in (self.action_low, self.action_high))
-        return np.clip(self.middle + self.half_width * actions, low, high)
+        inside = np.clip(self.middle + self.half_width * actions, low, high)
+        return np.where(actions >= 1, high, np.where(actions <= -1, low, inside))
 
     def network_observations(self, observations: np.ndarray) -> np.ndarray:
         """`to_network` of NumPy arrays `[..., size]`."""

@@ -78,7 +78,7 @@ def file_name(graph: Graph) -> str:
 
 
 def action_map(units: Units) -> dict[str, list[float]]:
-    """From actions in [-1, 1] to the user's: clip(middle + half_width · action, low, high)."""
+    """From actions in [-1, 1] to the user's, as `sorl.units` does."""
     return {
         "middle": units.middle.tolist(),
         "half_width": units.half_width.tolist(),

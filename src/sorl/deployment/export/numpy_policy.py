@@ -203,7 +203,8 @@ class Policy:
         if not self._units:
             return actions
         middle, half_width, low, high = (self._units[name] for name in _UNITS)
-        return np.clip(middle + half_width * actions, low, high)
+        inside = np.clip(middle + half_width * actions, low, high)
+        return np.where(actions >= 1, high, np.where(actions <= -1, low, inside))
 
     def _chosen(self, candidates: np.ndarray, scores: Any) -> np.ndarray:
         """The place of the chosen candidate in every row; ties go to the first."""

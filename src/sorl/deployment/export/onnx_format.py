@@ -166,7 +166,14 @@ def _stretch(writer: _Writer, units: Units, actions: str, output: str) -> None:
     writer.node("Add", [f"{output} stretched", middle], f"{output} moved")
     bounds = writer.array("units low", low), writer.array("units high", high)
     writer.node("Max", [f"{output} moved", bounds[0]], f"{output} bounded")
-    writer.node("Min", [f"{output} bounded", bounds[1]], output)
+    writer.node("Min", [f"{output} bounded", bounds[1]], f"{output} inside")
+    # At the ends the bounds themselves, which arithmetic may miss by a digit.
+    for sign, comparison, bound, before, after in (
+        (-1.0, "LessOrEqual", bounds[0], f"{output} inside", f"{output} from low"),
+        (1.0, "GreaterOrEqual", bounds[1], f"{output} from low", output),
+    ):
+        writer.node(comparison, [actions, writer.number(sign)], f"{after} at end")
+        writer.node("Where", [f"{after} at end", bound, before], after)
 
 
 def _choose(writer: _Writer, choice: Choice, candidates: str) -> None:
