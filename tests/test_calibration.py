@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -432,6 +433,52 @@ def test_a_run_is_calibrated_and_its_policies_keep_deadlines(
     assert found.best_within(1e4).budget == Budget(4, 1), "without all rollouts the most steps"
 
 
+def rollouts(evaluate: Callable[[Member, Budget, int], Evaluation]) -> type:
+    """A stand-in for `Evaluator`, which knows the results."""
+
+    class Rollouts:
+        def __init__(self, environment: str, *, workers: int | None) -> None:
+            pass
+
+        def __enter__(self) -> Rollouts:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def evaluate(
+            self, policies: Any, members: Any, *, budgets: Any, episodes: int, **_: Any
+        ) -> list[Evaluation]:
+            [budget] = budgets
+            return [evaluate(member, budget, episodes) for member in members]
+
+    return Rollouts
+
+
+@pytest.mark.parametrize("told_at", [(), (2,)])
+def test_an_environment_that_never_tells_success_chooses_no_budget(
+    copied: Path,
+    told_at: tuple[int, ...],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def evaluate(member: Member, budget: Budget, episodes: int) -> Evaluation:
+        told = budget.steps in told_at
+        return Evaluation(member, budget, episodes, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0, told)
+
+    monkeypatch.setattr("sorl.jobs.calibration.Evaluator", rollouts(evaluate))
+    code = calibrate(copied, "--budgets", "1x1", "2x1", "--calls", 100, "--episodes", 4)
+    [folder] = (copied / "policy").iterdir()
+    if told_at:  # some tell nothing but successes, which better budgets reach
+        assert code == 0
+        return
+    assert code == 2
+    message = capsys.readouterr().err
+    assert "never tells info['success'], so rollouts cannot choose a budget: give --epi" in message
+    assert message.count("\n") == 1
+    assert read_calibration(folder) is None
+
+
 def test_percentiles_are_of_all_calls_and_rollouts_are_pooled_over_the_seeds_of_a_task(
     copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -448,28 +495,12 @@ def test_percentiles_are_of_all_calls_and_rollouts_are_pooled_over_the_seeds_of_
 
     shares = {everyone[0]: 0.25, everyone[1]: 0.75, everyone[2]: 1.0}
 
-    class Rollouts:
-        def __init__(self, environment: str, *, workers: int | None) -> None:
-            pass
-
-        def __enter__(self) -> Rollouts:
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            pass
-
-        def evaluate(
-            self, policies: Any, members: Any, *, budgets: Any, episodes: int, **_: Any
-        ) -> list[Evaluation]:
-            [budget] = budgets
-            lost = 0.25 * (budget.steps - 1)
-            return [
-                Evaluation(m, budget, episodes, shares[m] - lost, 0.0, 1.0, 1.0, 1.0, 1.0)
-                for m in members
-            ]
+    def evaluate(member: Member, budget: Budget, episodes: int) -> Evaluation:
+        success = shares[member] - 0.25 * (budget.steps - 1)
+        return Evaluation(member, budget, episodes, success, 0.0, 1.0, 1.0, 1.0, 1.0)
 
     monkeypatch.setattr("sorl.jobs.calibration.latencies", latencies)
-    monkeypatch.setattr("sorl.jobs.calibration.Evaluator", Rollouts)
+    monkeypatch.setattr("sorl.jobs.calibration.Evaluator", rollouts(evaluate))
     budgets = ("--budgets", "1x1", "2x1", "--rows", 2, 1, "--calls", 100, "--states", 1)
     assert calibrate(copied, *budgets, "--episodes", 4) == 0
     for member in everyone:

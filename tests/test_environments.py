@@ -130,6 +130,23 @@ def test_a_slot_that_changes_its_task_equals_a_new_environment() -> None:
     assert not np.array_equal(first["observation"], second["observation"])
 
 
+def test_success_by_another_name_counts_and_what_is_never_told_is_known() -> None:
+    names = [f"gym:tiny_environments:{name}-v0" for name in ("Push", "OtherWord", "Silent")]
+    found = {}
+    with VectorEnvironment(names[0], slots=1, workers=1) as environments:
+        for name in names:
+            assert not environments.reset(0, name, 3)["success_told"]
+            pushes = [3.0] * 3 + [0.5] * 5  # past the goal
+            records = [environments.step(0, np.full(1, push, np.float32)) for push in pushes]
+            found[name] = [(bool(r["success"]), bool(r["success_told"])) for r in records]
+        assert not environments.reset(0, names[1], 3)["success"]
+    one, other, silent = found.values()
+    assert one == other
+    assert one[0] == (False, True)
+    assert one[-1] == (True, True)
+    assert set(silent) == {(False, False)}
+
+
 def test_fewer_steps_can_be_asked_for() -> None:
     with VectorEnvironment(REACH, slots=1, workers=1, max_episode_steps=2) as vector:
         vector.reset(0, REACH, 3)

@@ -330,6 +330,16 @@ def test_an_observation_that_is_not_finite_is_the_environments_fault(name: str) 
         evaluate(still, MEMBERS[:1], environment, budgets=[Budget(1, 1)], episodes=1, workers=1)
 
 
+@pytest.mark.parametrize(("name", "told"), [("Push", True), ("Silent", False)])
+def test_whether_success_was_told_at_all(name: str, told: bool) -> None:
+    still = Blind(jnp.zeros((1, 1)))
+    environment = f"gym:tiny_environments:{name}-v0"
+    how: Any = {"budgets": [Budget(1, 1)], "episodes": 2, "workers": 1}
+    [found] = evaluate(still, MEMBERS[:1], environment, **how)
+    assert (found.success, found.success_told) == (0, told)
+    assert "success_told" not in found.row()
+
+
 def test_a_dead_worker_ends_the_evaluation_and_the_evaluator_recovers() -> None:
     death = "tiny_environments:ReachDeath-v0"
     with Evaluator(death, workers=2, slots=2) as evaluator:

@@ -139,6 +139,22 @@ class Push(gymnasium.Env):
         return self._observation(), float(near), lost, False, {"success": near}
 
 
+class OtherWord(Push):
+    """Calls its success as Gymnasium-Robotics and Stable-Baselines do."""
+
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict]:
+        observation, reward, lost, _, info = super().step(action)
+        return observation, reward, lost, False, {"is_success": np.float32(info["success"])}
+
+
+class Silent(Push):
+    """Never tells success."""
+
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict]:
+        observation, reward, lost, _, _ = super().step(action)
+        return observation, reward, lost, False, {}
+
+
 class Side(gymnasium.Env):
     """A bright square on one side of the picture, and where to step: one step to that side wins.
 
@@ -237,8 +253,9 @@ register("ReachDiscrete-v0", Discrete)
 register("ReachLarge-v0", Large)
 register("ReachPicture-v0", Picture)
 register("ReachWide-v0", Wide)
-gymnasium.register(
-    "Push-v0", "tiny_environments:Push", max_episode_steps=8, disable_env_checker=True
-)
+for name, kind in (("Push-v0", "Push"), ("OtherWord-v0", "OtherWord"), ("Silent-v0", "Silent")):
+    gymnasium.register(
+        name, f"tiny_environments:{kind}", max_episode_steps=8, disable_env_checker=True
+    )
 register("Side-v0", Side, max_episode_steps=3)
 register("SideAndState-v0", SideAndState, max_episode_steps=3)

@@ -182,6 +182,7 @@ def slot_type(sizes: Sizes) -> np.dtype:
             ("episode_return", np.float64),
             ("reward", np.float64),
             ("success", np.float64),
+            ("success_told", np.bool_),
             ("length", np.int64),
             ("terminated", np.bool_),
             ("done", np.bool_),
@@ -235,8 +236,10 @@ class _Slot:
         self.environment.action_space.seed(seed)
         observation, _ = self.environment.reset(seed=seed)
         self._observe(record, observation, first=True)
-        for field in ("episode_return", "reward", "success", "length", "terminated", "done"):
+        for field in ("episode_return", "reward", "success", "length"):
             record[field] = 0
+        for field in ("success_told", "terminated", "done"):
+            record[field] = False
 
     def step(self, record: np.void) -> None:
         if record["done"]:
@@ -249,6 +252,7 @@ class _Slot:
         record["reward"] = float(reward)
         record["episode_return"] += float(reward)
         record["success"] = float(info.get("success", 0.0))
+        record["success_told"] |= "success" in info
         record["length"] += 1
         record["terminated"] = terminated
         record["done"] = terminated or truncated

@@ -195,7 +195,8 @@ class VectorEnvironment:
             Structured array `[slots]` with the fields observation `[state_size]`, image (uint8
             `[height, width, channels]`, where there is one), action `[action_size]`, reward (of
             the last step), episode_return (sum of rewards so far), length (steps so far), success
-            (at the last step, 0 or 1), terminated (the task is over, so that nothing is
+            (at the last step, 0 or 1), success_told (whether the environment told any in this
+            episode), terminated (the task is over, so that nothing is
             bootstrapped) and done (that, or the episode was cut off).
         """
         return self._records[list(slots)]

@@ -54,6 +54,8 @@ class Evaluation:
         act_ms: mean milliseconds per environment step spent in the batched act in the rollouts.
         candidates: mean number of candidates that a decision was chosen among; the budget's, unless
             spending is adaptive.
+        success_told: whether the environment told in any episode if it succeeded; `success` is 0
+            where it never does.
     """
 
     member: Member
@@ -65,6 +67,7 @@ class Evaluation:
     latency_ms: float
     act_ms: float
     candidates: float
+    success_told: bool = True
 
     def row(self) -> dict[str, int | float | str]:
         """The columns of `evaluations.csv`, without `update`; runs are not adaptive."""
@@ -314,5 +317,6 @@ def _evaluate(
                 latency_ms=milliseconds,
                 act_ms=1000 * actors[index].seconds / actors[index].steps,
                 candidates=actors[index].candidates / actors[index].steps,
+                success_told=bool(last[index]["success_told"].any()),
             )
     return [found[key] for key in sorted(found)]

@@ -7,8 +7,8 @@ Unlike OGBench's, their actions have any finite bounds and their observations ma
 observations are flattened as `sorl.spaces` tells, for Minari by the space of the data, so that
 entries stand where the policy has learnt them. A policy acts in the user's units (`sorl.units`).
 
-Success is `info["success"]` at ANY step of an episode: environments such as Gymnasium-Robotics' ant
-mazes and Adroit's go on after a success.
+Success is `info["success"]`, or `info["is_success"]` as others call it, at ANY step of an episode:
+environments such as Gymnasium-Robotics' ant mazes and Adroit's go on after a success.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class InOwnUnits:
 
         self._environment = environment
         self._space = environment.observation_space if space is None else space
-        self._succeeded = False
+        self._succeeded = self._told = False
         self.action_space: Any = environment.action_space
         self.spec = environment.spec
         self.unwrapped = environment.unwrapped
@@ -121,20 +121,23 @@ class InOwnUnits:
 
     def reset(self, *, seed: int | None = None) -> tuple[Any, dict[str, Any]]:
         """Start an episode."""
-        self._succeeded = False
+        self._succeeded = self._told = False
         observation, info = self._environment.reset(seed=seed)
         return self._observed(observation), info
 
     def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """Make a step; `info["success"]` tells whether there was success so far."""
+        """Make a step; `info["success"]` tells whether there was success so far, if they tell."""
         # A range learnt from data may reach a little over the bounds by rounding.
         bounded = np.clip(action, self.action_space.low, self.action_space.high)
         observation, reward, terminated, truncated, info = self._environment.step(
             bounded.astype(self.action_space.dtype)
         )
-        self._succeeded |= bool(info.get("success", False))
-        told = {**info, "success": self._succeeded}
-        return self._observed(observation), float(reward), terminated, truncated, told
+        told = [info[name] for name in ("success", "is_success") if name in info]
+        self._told |= bool(told)
+        self._succeeded |= any(map(bool, told))
+        if self._told:
+            info = {**info, "success": self._succeeded}
+        return self._observed(observation), float(reward), terminated, truncated, info
 
     def _observed(self, observation: Any) -> Any:
         return take_apart(self._space, observation).together()

@@ -84,7 +84,7 @@ def calibrate(
         InputError: a number is out of range, the run has no policy or cannot serve a budget,
             nothing would be measured or nothing of it could ever be bought, the held-out states are
             none or not finite or of another size than the run's, or rollouts are asked of a run
-            without an environment.
+            without an environment or in one that never tells success.
         WorkerError: a worker process died.
     """
     _check_seed(seed)
@@ -139,6 +139,7 @@ def calibrate(
     with progress("timing") as on_progress:
         taken = latencies(policies[0], ways, rows, calls=calls, on_progress=on_progress)
     succeeded: dict[tuple[int, Budget, Strategy], list[float]] = {}
+    told = False
     if episodes:
         assert environment is not None  # checked above
         with (
@@ -160,6 +161,12 @@ def calibrate(
                 for result in results:
                     key = result.member.task, budget, strategy
                     succeeded.setdefault(key, []).append(result.success)
+                    told |= result.success_told
+        if not told:  # a deadline would buy the cheapest budget always, for all succeed equally
+            raise InputError(
+                f"The environment {environment} never tells info['success'], so rollouts cannot "
+                "choose a budget: give --episodes 0."
+            )
     made = provenance.provenance()
     found = {}
     for member, policy, (successes, origin) in zip(members, policies, kept, strict=True):
