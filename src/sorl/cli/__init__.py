@@ -38,7 +38,9 @@ COMMANDS = {
 
 _MODULES = {"import": "import_data"}  # import is a keyword
 
-_REPEATABLE = ("--grid", "--key", "--sbatch", "--set")
+# Of an option with one value the last counts, as everywhere. These take several at once, of which
+# those given first would be lost in silence; what adds up instead has the type `Repeatable`.
+_ONCE = ("--budgets", "--choices", "--data", "--environments", "--rows", "--tasks")
 
 _EXAMPLE = """\
   sorl generate cube-single-play-v0 --out data
@@ -116,18 +118,11 @@ def _plain_warnings(name: str) -> Iterator[None]:
 
 
 def _check_repeated(arguments: Sequence[str]) -> None:
-    """Refuse options of which the last would silently count alone.
-
-    Raises:
-        InputError: one is given twice.
-    """
-    given = set[str]()
-    for word in arguments:
-        name = word.partition("=")[0].replace("_", "-")
-        if name.startswith("--") and name not in _REPEATABLE:
-            if name in given:
-                raise InputError(f"{name} is given twice: give it once, with all of its values.")
-            given.add(name)
+    """Raise `InputError` where an option of several values is given twice."""
+    names = [word.partition("=")[0] for word in arguments]
+    for name in _ONCE:
+        if names.count(name) > 1:
+            raise InputError(f"{name} is given twice: give it once, with all of its values.")
 
 
 def _help() -> str:

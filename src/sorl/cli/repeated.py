@@ -7,4 +7,4 @@ from typing import TypeAlias
 import tyro
 
 Repeatable: TypeAlias = tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]]
-"""The type of such an option; whoever adds one names it in `sorl.cli`, which refuses all others."""
+"""The type of such an option."""
