@@ -411,7 +411,8 @@ def test_leading_shapes_defaults_and_generators(
     flat = policy.act(flat_observations, steps=4, best_of=4, rng=rng(5))
     assert folded.dtype == np.float32
     np.testing.assert_array_equal(folded.reshape(6, 2), flat)
-    assert not np.array_equal(policy.act([1, 2, 3]), policy.act([1, 2, 3])), "noise is drawn"
+    many = [policy.act([1, 2, 3]) for _ in range(50)]  # some are cut off at the bounds alike
+    assert len(np.unique(many, axis=0)) > 1, "noise is drawn"
     with monkeypatch.context() as patch:
         patch.setattr(jaxtyping.config, "jaxtyping_disable", True)
         whole: Any = {"steps": np.int64(4), "best_of": np.int32(4)}
