@@ -63,6 +63,18 @@ def test_the_interval_is_wilsons(successes: int, episodes: int) -> None:
     assert expected in text(row("4x1", share, episodes))
 
 
+@pytest.mark.parametrize(
+    ("devices", "told"),
+    [
+        (["cpu", "cpu"], "Times are of the machine below.\n"),
+        (["NVIDIA H200"], "of its processor while the accelerator trained where evaluations ran"),
+    ],
+)
+def test_whose_times_they_are(devices: list[str], told: str) -> None:
+    machine = {**PROVENANCE["machine"], "devices": devices}
+    assert told in text(row("4x1", 0.9), provenance={**PROVENANCE, "machine": machine})
+
+
 def test_a_fine_tuned_policy_says_so() -> None:
     assert "from logged data alone and" in text()
     tuned = {"parent": {"update": 600}, "steps": 4000, "budget": "4x2"}

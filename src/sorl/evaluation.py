@@ -50,7 +50,9 @@ class Evaluation:
             (any step in `minari:` and `gym:` environments).
         episode_return: mean undiscounted sum of rewards.
         length: mean number of steps.
-        latency_ms: median milliseconds to decide for ONE observation, compiled, host to host.
+        latency_ms: median milliseconds to decide for ONE observation, compiled, host to host, where
+            the policy is: beside training on an accelerator, on the processor, which has more to
+            do.
         act_ms: mean milliseconds per environment step spent in the batched act in the rollouts.
         candidates: mean number of candidates that a decision was chosen among; the budget's, unless
             spending is adaptive.

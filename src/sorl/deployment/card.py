@@ -75,7 +75,7 @@ def card(
         "```",
         *_units(units),
         "## Scores",
-        *_scores(list(scores)),
+        *_scores(list(scores), provenance),
         "## Training",
         _training(update, member, provenance),
         "Hyperparameters:",
@@ -127,7 +127,7 @@ def _wilson_interval(successes: int, episodes: int) -> tuple[float, float]:
     return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
-def _scores(rows: list[Row]) -> list[str]:
+def _scores(rows: list[Row], provenance: Mapping[str, Any]) -> list[str]:
     if not rows:
         return ["It has not been evaluated in an environment."]
     lines = [
@@ -142,10 +142,13 @@ def _scores(rows: list[Row]) -> list[str]:
             f"| {row['budget']} | {float(row['success']):.0%} | {low:.0%} to {high:.0%} | "
             f"{float(row['return']):.1f} | {float(row['latency_ms']):.2f} | {episodes} |"
         )
+    times = "Times are of the machine below"
+    if any(device != "cpu" for device in provenance.get("machine", {}).get("devices", ())):
+        times += ", of its processor while the accelerator trained where evaluations ran beside"
     return [
         "\n".join(lines),
         "The interval is Wilson's, over the episodes of this one policy: another seed of the same "
-        "training may lie outside it. Times are of the machine below.",
+        f"training may lie outside it. {times}.",
     ]
 
 
