@@ -11,6 +11,7 @@ bits behind the point (NVIDIA GPUs since Ampere) and gives float32. `bfloat16` r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, get_args
 
@@ -80,13 +81,22 @@ def _gelu_forward(
 def _gelu_backward(
     x: Float[Array, "*shape"], gradient: Float[Array, "*shape"]
 ) -> tuple[Float[Array, "*shape"]]:
-    # gelu(x) = x σ(2u), u = √(2/π) (x + 0.044715 x³), so gelu' = σ + x σ (1 - σ) 2u'.
-    scale, cubic = 2 * (2 / jnp.pi) ** 0.5, 0.044715
-    gate = jax.nn.sigmoid(scale * (x + cubic * x * x * x))
-    slope = gate + x * gate * (1 - gate) * scale * (1 + 3 * cubic * x * x)
+    _, slope = gelu_and_slope(x)
     # The products round it anyway; rounded here, memory holds it as bfloat16 for the bias as well.
     rounded = jax.lax.optimization_barrier((gradient * slope).astype(jnp.bfloat16))
     return (rounded.astype(jnp.float32),)
+
+
+def gelu_and_slope(
+    x: Float[Array, "*shape"],
+) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
+    """GELU, tanh approximation, and its derivative.
+
+    gelu(x) = x σ(2u), u = √(2/π) (x + 0.044715 x³), so gelu' = σ + x σ (1 - σ) 2u'.
+    """
+    twice, cubic = 2 * (2 / math.pi) ** 0.5, 0.044715
+    gate = 1 / (1 + jnp.exp(-twice * (x + cubic * x * x * x)))
+    return x * gate, gate + x * gate * (1 - gate) * twice * (1 + 3 * cubic * x * x)
 
 
 _gelu.defvjp(_gelu_forward, _gelu_backward)

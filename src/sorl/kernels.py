@@ -16,13 +16,13 @@ devices. Ours.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, BFloat16, Float
 
+from sorl.arithmetic import gelu_and_slope
 from sorl.layers import LAYER_NORM_EPSILON
 
 SLAB = 4
@@ -102,11 +102,7 @@ def _normalised(
     a: Float[Array, "rows size"],
 ) -> tuple[Float[Array, "rows size"], Float[Array, "rows 1"], Float[Array, "rows size"]]:
     """y, 1 / √(var g + ε) and gelu'(a)."""
-    # gelu(a) = a σ(2u), u = √(2/π) (a + 0.044715 a³), so gelu' = σ + a σ (1 - σ) 2u'.
-    twice, cubic = 2 * math.sqrt(2 / math.pi), 0.044715
-    gate = 1 / (1 + jnp.exp(-twice * (a + cubic * a * a * a)))
-    slope = gate + a * gate * (1 - gate) * twice * (1 + 3 * cubic * a * a)
-    g = a * gate
+    g, slope = gelu_and_slope(a)
     centred = g - _mean(g)
     inverse = jax.lax.rsqrt(_mean(centred * centred) + LAYER_NORM_EPSILON)
     return centred * inverse, inverse, slope

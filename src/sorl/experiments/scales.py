@@ -167,7 +167,7 @@ SCALES: Mapping[str, Scale] = {
             fewer_seeds=5,
             episodes=20,
             generated=1_000,
-            arithmetic="bfloat16",  # in float32 a figure takes one GPU several hours
+            arithmetic="bfloat16",  # so that the eight runs of figure 4 fit the hour
         ),
         Scale(
             name="laptop",

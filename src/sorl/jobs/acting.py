@@ -25,9 +25,9 @@ def check_environment(job: Job, dataset: Dataset | Shards) -> None:
     if job.environment is None or (not is_own(job.environment) and dataset.units == USUAL):
         return
     image = dataset.spec.image
-    first, *_ = [environment_id(job.environment, task) for task in dataset.tasks]
+    names = [environment_id(job.environment, task) for task in dataset.tasks]  # refuses wrong tasks
     frames = 1 if image is None else image.frames
-    with VectorEnvironment(first, slots=1, workers=1, frames=frames) as environment:
+    with VectorEnvironment(names[0], slots=1, workers=1, frames=frames) as environment:
         sizes = environment.sizes
     check_fit(job.environment, sizes, dataset, "the data have")
 
