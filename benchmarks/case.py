@@ -132,9 +132,9 @@ def matmul_peak(arithmetic: Arithmetic, size: int, repeats: int = 8) -> float:
     """Best rate of a square product over all cores, in FLOP/s."""
     import jax
 
-    from sorl.arithmetic import Compute
+    from sorl.mixed_precision import compute_here
 
-    compute = Compute(arithmetic)
+    compute = compute_here(arithmetic)
     factor = compute.factor(jax.random.normal(jax.random.key(0), (size, size)))
     product = jax.jit(compute.product)
     product(factor, factor).block_until_ready()

@@ -1,18 +1,20 @@
 """In which numbers networks compute: float32, TF32 or bfloat16; parameters are float32 in all.
 
 Nearly all of a training's time goes into products of activations and weights, and GPUs (and some
-processors) multiply shorter numbers many times as fast. Everything else stays in float32: the
+processors) multiply shorter numbers several times as fast. Everything else stays in float32: the
 parameters, their optimisers and averages, biases, activation functions, normalisation and losses.
 
 `float32` is exact to float32's rounding, and what policies act in. `tf32` rounds both factors to 10
 bits behind the point (NVIDIA GPUs since Ampere) and gives float32. `bfloat16` rounds the factors to
-7 bits and the result too, which halves what travels through memory.
+7 bits; on GPUs the result too, which halves what travels through memory. Processors that multiply
+bfloat16 (AMD since Zen 4, Intel since Cooper Lake) add up in float32 and would lose time rounding
+it, so there the result is `wide`; others multiply it more slowly than float32.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar, get_args
 
 import equinox as eqx
@@ -40,10 +42,12 @@ class Compute(eqx.Module):
     Args:
         arithmetic: in which numbers.
         fused: whether what stands between two products may be one kernel, see `sorl.kernels`.
+        wide: whether products of bfloat16 answer in float32.
     """
 
     arithmetic: Arithmetic = eqx.field(static=True, default="float32")
     fused: bool = eqx.field(static=True, default=False)
+    wide: bool = eqx.field(static=True, default=False)
 
     def factor(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         """`x` as a product reads it."""
@@ -53,14 +57,79 @@ class Compute(eqx.Module):
         self, x: Float[Array, "*rows inputs"], weight: Float[Array, "inputs outputs"]
     ) -> Float[Array, "*rows outputs"]:
         """x W, as float32."""
-        precision = _PRECISION[self.arithmetic]
-        return jnp.matmul(self.factor(x), self.factor(weight), precision=precision).astype(
-            jnp.float32
-        )
+        x, weight = self.factor(x), self.factor(weight)
+        if self.wide:
+            return jnp.matmul(x, weight, preferred_element_type=jnp.float32)
+        return jnp.matmul(x, weight, precision=_PRECISION[self.arithmetic]).astype(jnp.float32)
+
+    def batch_product(
+        self, x: Float[Array, "rows inputs"], weight: Float[Array, "inputs outputs"]
+    ) -> Float[Array, "rows outputs"]:
+        """x W of a matrix x, as float32; where products are wide, so are those of its gradient."""
+        if not self.wide:
+            return self.product(x, weight)
+        # A weight may be `sorl.layers.shortened`; going up and down again costs nothing.
+        return _wide_product(x.astype(jnp.float32), weight.astype(jnp.float32))
+
+    def weight_gradient(
+        self, x: Float[Array, "rows inputs"], gradient: Float[Array, "rows outputs"]
+    ) -> Float[Array, "inputs outputs"]:
+        """x^T g, as float32: the gradient of `batch_product` with respect to the weight."""
+        x, gradient = self.factor(x), self.factor(gradient)
+        return _wide_weight_gradient(x, gradient) if self.wide else self.product(x.T, gradient)
 
     def gelu(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         """GELU, tanh approximation."""
-        return _gelu(x) if self.arithmetic == "bfloat16" else jax.nn.gelu(x, approximate=True)
+        rounded = self.arithmetic == "bfloat16" and not self.wide
+        return _gelu(x) if rounded else jax.nn.gelu(x, approximate=True)
+
+
+@jax.custom_vjp
+def _wide_product(
+    x: Float[Array, "rows inputs"], weight: Float[Array, "inputs outputs"]
+) -> Float[Array, "rows outputs"]:
+    """x W of float32 factors, rounded here, and x^T g and g W^T as its gradient g's products.
+
+    Plain differentiation would multiply the gradient in float32, as which it comes.
+    """
+    return _wide_forward(x, weight)[0]
+
+
+def _wide_forward(
+    x: Float[Array, "rows inputs"], weight: Float[Array, "inputs outputs"]
+) -> tuple[Float[Array, "rows outputs"], tuple[Array, Array]]:
+    x, weight = x.astype(jnp.bfloat16), weight.astype(jnp.bfloat16)
+    return _wide(x, weight, ((1,), (0,))), (x, weight)
+
+
+def _wide_backward(
+    kept: tuple[Array, Array], gradient: Float[Array, "rows outputs"]
+) -> tuple[Float[Array, "rows inputs"], Float[Array, "inputs outputs"]]:
+    x, weight = kept
+    gradient = gradient.astype(jnp.bfloat16)
+    return _wide(gradient, weight, ((1,), (1,))), _wide_weight_gradient(x, gradient)
+
+
+_wide_product.defvjp(_wide_forward, _wide_backward)
+
+
+def _wide_weight_gradient(
+    x: Float[Array, "rows inputs"], gradient: Float[Array, "rows outputs"]
+) -> Float[Array, "inputs outputs"]:
+    """x^T g. The rows stand in two axes, which XLA turns into x transposed, then a plain product.
+
+    Of one axis it makes a product that reads x column by column, which its library for bfloat16
+    does not know; the product would be made in float32, in more than twice the time.
+    """
+    in_two = math.gcd(len(x), 8)
+    x, gradient = (rows.reshape(-1, in_two, rows.shape[-1]) for rows in (x, gradient))
+    return _wide(x, gradient, ((0, 1), (0, 1)))
+
+
+def _wide(
+    x: Float[Array, "*x"], y: Float[Array, "*y"], contracted: tuple[Sequence[int], Sequence[int]]
+) -> Float[Array, "_ _"]:
+    return jax.lax.dot_general(x, y, (contracted, ((), ())), preferred_element_type=jnp.float32)
 
 
 @jax.custom_vjp
@@ -102,16 +171,14 @@ def gelu_and_slope(
 _gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
-def with_arithmetic(tree: Tree, arithmetic: Arithmetic, *, fused: bool = False) -> Tree:
+def computing(tree: Tree, compute: Compute) -> Tree:
     """The same networks (or gradients, or optimiser's states of them) computing otherwise."""
 
     def is_compute(node: object) -> bool:
         return isinstance(node, Compute)
 
     return jax.tree.map(
-        lambda node: Compute(arithmetic, fused) if is_compute(node) else node,
-        tree,
-        is_leaf=is_compute,
+        lambda node: compute if is_compute(node) else node, tree, is_leaf=is_compute
     )
 
 

@@ -1,7 +1,8 @@
 """Consistency models: from any noise level straight to the action (Song et al. 2023, 2303.01469).
 
-A `Denoiser` here is a function `(x, level) -> [action_size]` for ONE sample, with the observation
-already bound: the action that it sees behind x = a + τ z, where `level` is τ.
+A `Denoiser` here is a function `(x, level) -> [*rows, action_size]`, x `[*rows, action_size]` and
+level `[*rows]`, with the observations already bound: the actions that it sees behind x = a + τ z,
+where `level` is τ.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from sorl.diffusion import strided
 from sorl.nn import ActionNetwork
 
-Denoiser = Callable[[Float[Array, " action_size"], Float[Array, ""]], Float[Array, " action_size"]]
+Denoiser = Callable[
+    [Float[Array, "*rows action_size"], Float[Array, "*rows"]], Float[Array, "*rows action_size"]
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +53,7 @@ class NoiseLevels:
 
 
 def denoiser(
-    network: ActionNetwork, levels: NoiseLevels, observation: Float[Array, " observation_size"]
+    network: ActionNetwork, levels: NoiseLevels, observation: Float[Array, "*rows observation_size"]
 ) -> Denoiser:
     """f(x, τ) = c_skip(τ) x + c_out(τ) F(s, c_in(τ) x, ln(τ)/4), with f(x, τ_1) = x exactly.
 
@@ -62,12 +65,13 @@ def denoiser(
     answer = network.bind(observation)
 
     def denoised(
-        x: Float[Array, " action_size"], level: Float[Array, ""]
-    ) -> Float[Array, " action_size"]:
+        x: Float[Array, "*rows action_size"], level: Float[Array, "*rows"]
+    ) -> Float[Array, "*rows action_size"]:
         above = level - jnp.float32(levels.lowest)
         size = jnp.sqrt(level**2 + spread**2)
-        skip = spread**2 / (above**2 + spread**2)
-        return skip * x + spread * above / size * answer(x / size, jnp.log(level) / 4)
+        skip, out = spread**2 / (above**2 + spread**2), spread * above / size
+        answered = answer(x / size[..., None], jnp.log(level) / 4)
+        return skip[..., None] * x + out[..., None] * answered
 
     return denoised
 
@@ -95,18 +99,16 @@ def consistency_error(
         network: ActionNetwork, level: Float[Array, " rows"]
     ) -> Float[Array, "rows action_size"]:
         x = action + level[:, None] * noise
-        return jax.vmap(lambda s, *where: denoiser(network, levels, s)(*where))(
-            observation, x, level
-        )
+        return denoiser(network, levels, observation)(x, level)
 
     target = jax.lax.stop_gradient(at(target_network, values[index]))
     return jnp.mean((at(network, values[index + 1]) - target) ** 2, axis=-1)
 
 
 def consistency_path(
-    denoise: Denoiser, levels: NoiseLevels, noise: Float[Array, "steps action_size"]
-) -> Float[Array, " action_size"]:
-    """One action in [-1, 1] from `steps` draws of noise, unrolled, so that gradients flow through.
+    denoise: Denoiser, levels: NoiseLevels, noise: Float[Array, "steps *rows action_size"]
+) -> Float[Array, "*rows action_size"]:
+    """Actions in [-1, 1] from `steps` draws of noise, unrolled, so that gradients flow through.
 
     The noise levels are τ_n for n - 1 in strided(N - 1, steps), from τ_N downwards; at the first
     the action is read off pure noise, at each further one noise is put back and taken away:
@@ -117,8 +119,14 @@ def consistency_path(
     """
     values = levels.values()
     first, *others = reversed(strided(levels.count - 1, noise.shape[0]))
-    x = jnp.clip(denoise(values[first] * noise[0], values[first]), -1, 1)
+
+    def denoised(
+        x: Float[Array, "*rows action_size"], level: Float[Array, ""]
+    ) -> Float[Array, "*rows action_size"]:
+        return jnp.clip(denoise(x, jnp.broadcast_to(level, x.shape[:-1])), -1, 1)
+
+    x = denoised(values[first] * noise[0], values[first])
     for index, z in zip(others, noise[1:], strict=True):
         again = jnp.sqrt(values[index] ** 2 - values[0] ** 2)
-        x = jnp.clip(denoise(x + again * z, values[index]), -1, 1)
+        x = denoised(x + again * z, values[index])
     return x

@@ -78,7 +78,7 @@ def noise_prediction_error(
     """
     noise = jax.random.normal(key, action.shape)
     x = schedule.noised(action, noise, time)
-    return jnp.mean((jax.vmap(network)(observation, x, time) - noise) ** 2, axis=-1)
+    return jnp.mean((network.batch(observation, x, time) - noise) ** 2, axis=-1)
 
 
 def strided(count: int, steps: int) -> list[int]:

@@ -108,10 +108,11 @@ def flow_actions(
 
     The steps are unrolled and gradients flow through all of them; a clipped entry passes none.
     """
+    answer = network.bind(observation)
 
-    def act(
-        s: Float[Array, " observation_size"], x0: Float[Array, " action_size"]
-    ) -> Float[Array, " action_size"]:
-        return jnp.clip(euler_path(one_size(network, s), x0, steps=steps), -1, 1)
+    def velocity(
+        x: Float[Array, "rows action_size"], time: Float[Array, ""], _level: Float[Array, ""]
+    ) -> Float[Array, "rows action_size"]:
+        return answer(x, jnp.full(len(x), time))
 
-    return jax.vmap(act)(observation, noise)
+    return jnp.clip(euler_path(velocity, noise, steps=steps), -1, 1)

@@ -55,7 +55,7 @@ def flow_matching_error(
     noise = jax.random.normal(noise_key, action.shape)
     time = jax.random.uniform(time_key, action.shape[:1])
     x, velocity = jax.vmap(interpolate)(noise, action, time)
-    return jnp.mean((jax.vmap(network)(observation, x, time) - velocity) ** 2, axis=-1)
+    return jnp.mean((network.batch(observation, x, time) - velocity) ** 2, axis=-1)
 
 
 def one_size(network: ActionNetwork, observation: Float[Array, " observation_size"]) -> Velocity:
@@ -66,18 +66,18 @@ def one_size(network: ActionNetwork, observation: Float[Array, " observation_siz
 
 def euler_path(
     velocity: Velocity,
-    x: Float[Array, " action_size"],
+    x: Float[Array, "*rows action_size"],
     *,
     steps: int,
     start: int = 0,
     finest: int | None = None,
-) -> Float[Array, " action_size"]:
+) -> Float[Array, "*rows action_size"]:
     """`steps` Euler steps from t = 0 to 1, unrolled, so that gradients flow through all.
 
     x ← x + (1/k) v(x, i/k, log2 k) for i = start..k-1; not clipped.
 
     Args:
-        velocity: v.
+        velocity: v, of one sample or, where x has rows, of all of them at the same t.
         x: where the path begins: noise, or the point of step `start`.
         steps: k.
         start: number of steps that lie behind x.

@@ -11,6 +11,7 @@ Methods that share it differ in how μ and the critic are trained.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import equinox as eqx
@@ -62,7 +63,9 @@ class DirectActor(eqx.Module):
         self, observation: Float[Array, "rows observation_size"]
     ) -> Float[Array, "rows action_size"]:
         """μ of many observations."""
-        return jax.vmap(self)(observation)
+        encode = functools.partial(encoders.encode, self.encoder)
+        answer = self.mlp.batch(jax.vmap(encode)(observation))
+        return jnp.tanh(answer) if self.squash else answer
 
 
 class _DirectPolicy(AbstractPolicy):

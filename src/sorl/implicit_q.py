@@ -78,7 +78,7 @@ def update(
         state.value_optimizer,
     )
     target = td_target(
-        batch.reward, batch.mask, jax.vmap(value)(batch.next_observation), discount=discount
+        batch.reward, batch.mask, value.batch(batch.next_observation), discount=discount
     )
     critic, critic_optimizer, critic_metrics = minimise(
         "critic",
@@ -104,7 +104,7 @@ def value_loss(
     expectile: float,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """L_V towards the values `q` of the logged actions, and the mean of V as a metric."""
-    v = jax.vmap(value)(batch.observation)
+    v = value.batch(batch.observation)
     return jnp.mean(expectile_loss(q - v, expectile=expectile)), {"v": jnp.mean(v)}
 
 
@@ -115,4 +115,4 @@ def lowest_q(critic: Critic, batch: Transition) -> Float[Array, " rows"]:
 
 def advantage(state: ImplicitQ, batch: Transition) -> Float[Array, " rows"]:
     """A = min over heads of Q_φ̄(s, a) - V(s) of the logged actions; no gradient is meant."""
-    return lowest_q(state.target_critic, batch) - jax.vmap(state.value)(batch.observation)
+    return lowest_q(state.target_critic, batch) - state.value.batch(batch.observation)

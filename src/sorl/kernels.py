@@ -50,7 +50,7 @@ def usable(batch_devices: int) -> bool:
     of them. And it makes kernels of this kind for NVIDIA's GPUs since Ampere alone.
     """
     gpus = [device for device in jax.devices() if device.platform == "gpu"]
-    return batch_devices == 1 and all(_since_ampere(gpu) for gpu in gpus)
+    return batch_devices == 1 and bool(gpus) and all(_since_ampere(gpu) for gpu in gpus)
 
 
 def _since_ampere(gpu: Any) -> bool:

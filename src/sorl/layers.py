@@ -42,6 +42,10 @@ class Linear(eqx.Module):
         """Map one sample."""
         return self.compute.product(x, self.weight) + self.bias
 
+    def batch(self, x: Float[Array, "rows inputs"]) -> Float[Array, "rows outputs"]:
+        """Map many samples, the same as mapping over them."""
+        return self.compute.batch_product(x, self.weight) + self.bias[None]
+
 
 def shortened(network: Network) -> Network:
     """The same network with weights as its products read them, for many passes without gradients.

@@ -9,11 +9,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import jax
 from jaxtyping import Array, Int, PRNGKeyArray
 
 from sorl import kernels
 from sorl.algorithm import AbstractAlgorithm, AbstractPolicy, Metrics, State
-from sorl.arithmetic import Arithmetic, check_devices, with_arithmetic
+from sorl.arithmetic import Arithmetic, Compute, check_devices, computing
 from sorl.types import Spec, Transition
 
 
@@ -30,18 +31,33 @@ def in_arithmetic(
     Raises:
         InputError: the devices of this process cannot.
     """
+    compute = compute_here(arithmetic, batch_devices=batch_devices)
+    return algorithm if arithmetic == "float32" else _Computing(algorithm, compute)
+
+
+def compute_here(arithmetic: Arithmetic, *, batch_devices: int = 1) -> Compute:
+    """How layers compute in `arithmetic` on the devices that this process trains on.
+
+    Args:
+        arithmetic: in which numbers.
+        batch_devices: devices that share the rows of every batch.
+
+    Raises:
+        InputError: the devices cannot.
+    """
     check_devices(arithmetic)
-    if arithmetic == "float32":
-        return algorithm
-    fused = arithmetic == "bfloat16" and kernels.usable(batch_devices)
-    return _InArithmetic(algorithm, arithmetic, fused)
+    short = arithmetic == "bfloat16"
+    return Compute(
+        arithmetic,
+        fused=short and kernels.usable(batch_devices),
+        wide=short and jax.default_backend() == "cpu",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
-class _InArithmetic(AbstractAlgorithm[Any]):
+class _Computing(AbstractAlgorithm[Any]):
     algorithm: AbstractAlgorithm[Any]
-    arithmetic: Arithmetic
-    fused: bool
+    compute: Compute
 
     def init(self, spec: Spec, *, key: PRNGKeyArray) -> Any:
         return self.algorithm.init(spec, key=key)
@@ -49,9 +65,9 @@ class _InArithmetic(AbstractAlgorithm[Any]):
     def update(
         self, state: Any, batch: Transition, update_index: Int[Array, ""], *, key: PRNGKeyArray
     ) -> tuple[Any, Metrics]:
-        state = with_arithmetic(state, self.arithmetic, fused=self.fused)
+        state = computing(state, self.compute)
         state, metrics = self.algorithm.update(state, batch, update_index, key=key)
-        return with_arithmetic(state, "float32"), metrics
+        return computing(state, Compute()), metrics
 
     def policy(self, state: Any) -> AbstractPolicy:
         return self.algorithm.policy(state)

@@ -76,20 +76,22 @@ class MLP(eqx.Module):
                 x = self.norms[index](x)
         return self.layers[-1](x)
 
-    def rows(self, x: Float[Array, "rows inputs"]) -> Float[Array, "rows outputs"]:
+    def batch(self, x: Float[Array, "rows inputs"]) -> Float[Array, "rows outputs"]:
         """Map many samples, the same as mapping over them.
 
         What stands between two products of a network with LayerNorm may be one kernel.
         """
-        if not (self.norms and self.layers[0].compute.fused):
-            return jax.vmap(self)(x)
-        for layer, norm in zip(self.layers[:-1], self.norms, strict=True):
-            if kernels.fits(len(x), layer.outputs):
-                product = layer.compute.factor(layer.compute.product(x, layer.weight))
+        for index, layer in enumerate(self.layers[:-1]):
+            compute = layer.compute
+            norm = self.norms[index] if self.norms else None
+            if norm and compute.fused and kernels.fits(len(x), layer.outputs):
+                product = compute.factor(compute.product(x, layer.weight))
                 x = kernels.gelu_layer_norm(product, layer.bias, norm.scale, norm.offset)
-            else:
-                x = jax.vmap(lambda row, f=layer, n=norm: n(f.compute.gelu(f(row))))(x)
-        return jax.vmap(self.layers[-1])(x)
+                continue
+            x = compute.gelu(layer.batch(x))
+            if norm:
+                x = jax.vmap(norm)(x)
+        return self.layers[-1].batch(x)
 
     def recorded(
         self, x: Float[Array, "rows inputs"], offsets: Sequence[Float[Array, "rows _"]]
@@ -109,7 +111,7 @@ class MLP(eqx.Module):
             if index:
                 x = layer.compute.gelu(x)
             read.append(x)
-            x = jax.vmap(layer)(x) + offset
+            x = layer.batch(x) + offset
         return x, read
 
 
@@ -148,6 +150,15 @@ class ActionNetwork(eqx.Module):
         """The answer for one sample."""
         return self.answer(self.encode(observation), x, *scalars)
 
+    def batch(
+        self,
+        observation: Float[Array, "rows observation_size"],
+        x: Float[Array, "rows action_size"],
+        *scalars: Float[Array, " rows"],
+    ) -> Float[Array, "rows action_size"]:
+        """The answers for many samples, the same as mapping over them."""
+        return self.bind(observation)(x, *scalars)
+
     def encode(self, observation: Float[Array, " observation_size"]) -> Float[Array, " features"]:
         """What `answer` reads of an observation."""
         return encoders.encode(self.encoder, observation)
@@ -161,11 +172,26 @@ class ActionNetwork(eqx.Module):
         """The answer for one sample whose observation is encoded already."""
         return self.mlp(jnp.concatenate([features, x, *(value[None] for value in scalars)]))
 
+    def answers(
+        self,
+        features: Float[Array, "rows features"],
+        x: Float[Array, "rows action_size"],
+        *scalars: Float[Array, " rows"],
+    ) -> Float[Array, "rows action_size"]:
+        """`answer` for many samples, the same as mapping over them."""
+        columns = [value[:, None] for value in scalars]
+        return self.mlp.batch(jnp.concatenate([features, x, *columns], axis=-1))
+
     def bind(
-        self, observation: Float[Array, " observation_size"]
-    ) -> Callable[..., Float[Array, " action_size"]]:
-        """f(s, ·, ...) for one observation, which is encoded once, however often it is called."""
-        return functools.partial(self.answer, self.encode(observation))
+        self, observation: Float[Array, "*rows observation_size"]
+    ) -> Callable[..., Float[Array, "*rows action_size"]]:
+        """f(s, ·, ...) for one observation, or for rows of them, each with scalars of its own.
+
+        They are encoded once, however often it is called.
+        """
+        if observation.ndim == 1:
+            return functools.partial(self.answer, self.encode(observation))
+        return functools.partial(self.answers, jax.vmap(self.encode)(observation))
 
 
 class ValueNetwork(eqx.Module):
@@ -186,6 +212,11 @@ class ValueNetwork(eqx.Module):
     def __call__(self, observation: Float[Array, " observation_size"]) -> Float[Array, ""]:
         """V of one observation."""
         return self.mlp(encoders.encode(self.encoder, observation))[0]
+
+    def batch(self, observation: Float[Array, "rows observation_size"]) -> Float[Array, " rows"]:
+        """V of many observations, the same as mapping over them."""
+        encode = functools.partial(encoders.encode, self.encoder)
+        return self.mlp.batch(jax.vmap(encode)(observation))[:, 0]
 
 
 class Critic(eqx.Module):
@@ -255,7 +286,7 @@ class Critic(eqx.Module):
         copies = jnp.broadcast_to(x, (heads, *x.shape))
 
         def over_rows(mlp: MLP, x: Float[Array, "rows inputs"]) -> Float[Array, " rows"]:
-            return mlp.rows(x)[:, 0]
+            return mlp.batch(x)[:, 0]
 
         return eqx.filter_vmap(over_rows, out_axes=1)(self.mlps, copies)
 

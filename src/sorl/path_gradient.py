@@ -82,7 +82,7 @@ def path_value_and_gradient(
             jnp.concatenate([compute.factor(step[index]) for step in of_steps])
             for of_steps in (read, answered)
         )
-        weight = compute.product(inputs.T, outputs)
+        weight = compute.weight_gradient(inputs, outputs)
         bias = jnp.sum(outputs, axis=0, dtype=jnp.float32)
         return eqx.tree_at(lambda layer: (layer.weight, layer.bias), layers[index], (weight, bias))
 

@@ -250,9 +250,8 @@ class CAC(AbstractAlgorithm[CACState]):
         levels = self._levels()
         rows = observation.shape[0]
         noise = jax.random.normal(key, (rows, self.sampling_steps, actor.action_size))
-        return jax.vmap(lambda s, z: consistency_path(denoiser(actor, levels, s), levels, z))(
-            observation, noise
-        )
+        denoise = denoiser(actor, levels, observation)
+        return consistency_path(denoise, levels, jnp.moveaxis(noise, 1, 0))
 
     def _levels(self) -> NoiseLevels:
         return NoiseLevels(self.noise_levels)

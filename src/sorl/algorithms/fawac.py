@@ -154,7 +154,7 @@ class FAWAC(AbstractAlgorithm[FAWACState]):
             state.value,
             state.value_optimizer,
         )
-        advantage = q - jax.vmap(value)(batch.observation)
+        advantage = q - value.batch(batch.observation)
         actor, actor_optimizer, actor_metrics = minimise(
             "actor",
             lambda actor: self.actor_loss(actor, batch, advantage, key=actor_key),
@@ -182,7 +182,7 @@ class FAWAC(AbstractAlgorithm[FAWACState]):
         self, value: ValueNetwork, batch: Transition, q: Float[Array, " batch"]
     ) -> tuple[Float[Array, ""], Metrics]:
         """L_V towards the values `q` of the logged actions, and the mean of V as a metric."""
-        v = jax.vmap(value)(batch.observation)
+        v = value.batch(batch.observation)
         return jnp.mean((v - q) ** 2), {"v": jnp.mean(v)}
 
     def actor_loss(

@@ -190,7 +190,7 @@ class FQL(AbstractAlgorithm[FQLState]):
         critic, critic_metrics = td_critic.update(
             state.td_critic,
             batch,
-            jnp.clip(jax.vmap(state.actor)(batch.next_observation, noise), -1, 1),
+            jnp.clip(state.actor.batch(batch.next_observation, noise), -1, 1),
             optimizer,
             discount=self.discount,
             aggregation=self.target_aggregation,
@@ -244,7 +244,7 @@ class FQL(AbstractAlgorithm[FQLState]):
         taught: Float[Array, "batch action_size"],
     ) -> tuple[Float[Array, ""], Metrics]:
         """α · L_D + L_Q with the teacher's actions `taught`, and as metrics L_D and L_Q."""
-        action = jax.vmap(actor)(batch.observation, noise)
+        action = actor.batch(batch.observation, noise)
         distillation_loss = jnp.mean((action - taught) ** 2)
         q = aggregate(critic.batch(batch.observation, jnp.clip(action, -1, 1)), "mean")
         q_loss = normalised_q_loss(q) if self.normalise_q else -jnp.mean(q)

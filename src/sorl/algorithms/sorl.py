@@ -389,7 +389,7 @@ class SORL(AbstractAlgorithm[SORLState]):
                 lambda s, *where: self_consistency_target(target_actor.bind(s), *where)
             )(batch.observation, x[rows:], time[rows:], level[rows:])
             target = jnp.concatenate([flow_target[:rows], jax.lax.stop_gradient(consistent)])
-        error = jnp.mean((jax.vmap(actor.answer)(features, x, time, level) - target) ** 2, axis=-1)
+        error = jnp.mean((actor.answers(features, x, time, level) - target) ** 2, axis=-1)
         flow_matching = jnp.mean(error[:rows])
         self_consistency = jnp.mean(error[rows:]) if finest > 0 else jnp.zeros(())
         loss = (
