@@ -53,6 +53,14 @@ def _acting() -> list[dict[str, Any]]:
     return acting.run(acting.Arguments())
 
 
+def _bfloat16() -> list[dict[str, Any]]:
+    from benchmarks import training
+
+    arithmetics = ("float32", "bfloat16")
+    cases = [training.Arguments(("sorl",), (1, 4), arithmetic) for arithmetic in arithmetics]
+    return [row for case in cases for row in training.run(case)]
+
+
 def _training(seeds: tuple[int, ...]) -> list[dict[str, Any]]:
     from benchmarks import training
 
@@ -65,6 +73,7 @@ PARTS: Mapping[str, Callable[[], list[dict[str, Any]]]] = {
     "evaluation": _evaluation,
     "generation": _generation,
     "parts": _parts,
+    "bfloat16": _bfloat16,
 }
 TRAINING = "training"
 
@@ -73,8 +82,9 @@ def table(name: str, rows: list[dict[str, Any]]) -> list[str]:
     """The rows of a part as Markdown."""
     from benchmarks import parts, training
 
-    if name in ("startup", "parts", "training"):
-        return {"startup": startup, "parts": parts, "training": training}[name].table(rows)
+    own = {"startup": startup, "parts": parts, "bfloat16": training, "training": training}
+    if name in own:
+        return own[name].table(rows)
     head = list(rows[0])
     return [
         "| " + " | ".join(head) + " |",

@@ -1,5 +1,7 @@
 """Updates per second of every algorithm, as a fraction of the matrix-product peak of the same run.
 
+The peak is that of products in the same arithmetic.
+
     python -m benchmarks.training [--algorithms sorl fql] [--seeds 1 4 8] [--arithmetic bfloat16]
 
 Observation 28, action 5, batch 256, as on cube-single; networks of 4 x 512 and 2 x 256 units.
@@ -56,6 +58,7 @@ def table(rows: Iterable[dict[str, Any]]) -> list[str]:
         "algorithm",
         "network",
         "seeds",
+        "arithmetic",
         "updates/s",
         "GFLOP/s",
         "peak",
@@ -73,6 +76,7 @@ def table(rows: Iterable[dict[str, Any]]) -> list[str]:
             r["algorithm"],
             r["network"],
             r["seeds"],
+            r["arithmetic"],
             f"{rate:.2f}",
             f"{rate * r['flops'] * r['members'] / 1e9:.0f}",
             f"{r['peak'] / 1e9:.0f}",

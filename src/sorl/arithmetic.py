@@ -7,8 +7,8 @@ parameters, their optimisers and averages, biases, activation functions, normali
 `float32` is exact to float32's rounding, and what policies act in. `tf32` rounds both factors to 10
 bits behind the point (NVIDIA GPUs since Ampere) and gives float32. `bfloat16` rounds the factors to
 7 bits; on GPUs the result too, which halves what travels through memory. Processors that multiply
-bfloat16 (AMD since Zen 4, Intel since Cooper Lake) add up in float32 and would lose time rounding
-it, so there the result is `wide`; others multiply it more slowly than float32.
+bfloat16 (`avx512_bf16` or `amx_bf16` among their flags) add up in float32 and would lose time
+rounding the sums, so there the result is `wide`. Others gain nothing by it.
 """
 
 from __future__ import annotations
