@@ -113,6 +113,27 @@ def test_what_is_done_is_not_done_again(direct: Work) -> None:
     assert (direct.run / "timing.csv").read_bytes() == before
 
 
+def test_a_run_brought_without_its_checkpoints_is_done_if_its_tables_are_whole(
+    direct: Work, tmp_path: Path
+) -> None:
+    brought = dataclasses.replace(direct, folder=tmp_path / "brought")
+    ignored = shutil.ignore_patterns("checkpoints", "policy")
+    shutil.copytree(direct.folder, brought.folder, ignore=ignored)
+    assert brought.done()
+    (standing,) = local.launch([brought], slots=SLOTS, quiet=True)
+    assert (standing.state, standing.attempts) == ("done", 0)
+    other = dataclasses.replace(brought, job=dataclasses.replace(direct.job, batch_size=17))
+    with pytest.raises(InputError, match="started with other settings"):
+        other.done()
+    table = brought.run / "evaluations.csv"
+    whole = table.read_text().splitlines(keepends=True)
+    table.write_text("".join(whole[:-1]))
+    assert not brought.done()
+    table.write_text("".join(whole))
+    (brought.run / "scores.csv").unlink()
+    assert not brought.done()
+
+
 def test_a_run_that_ended_with_other_settings_is_not_called_done(direct: Work) -> None:
     for other in (
         dataclasses.replace(direct, algorithm=BC(hidden=(16, 16), learning_rate=1)),

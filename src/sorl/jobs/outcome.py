@@ -27,8 +27,22 @@ def ended(folder: Path, job: Job) -> bool:
         return True
     if checkpoint.latest(run.checkpoints) != job.updates:
         return False
-    if job.environment is None:
-        return True
+    return job.environment is None or _evaluated(run, job)
+
+
+def tables_alone(folder: Path, job: Job) -> bool:
+    """Whether the folder holds what a run of the job that has ended wrote, but no checkpoint.
+
+    Such folders are brought from other machines, where checkpoints would be most of what is sent.
+    """
+    if job.environment is None or not is_run(folder):
+        return False
+    run = Run.open(folder)
+    return checkpoint.latest(run.checkpoints) is None and _evaluated(run, job)
+
+
+def _evaluated(run: Run, job: Job) -> bool:
+    """Whether every member was evaluated at the last update."""
     done = {
         (row.get("task"), row.get("seed"), row.get("budget"))
         for row in run.evaluations()

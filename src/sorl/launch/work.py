@@ -18,7 +18,7 @@ from sorl.choices import Choice
 from sorl.data.images import ImageSettings
 from sorl.errors import InputError
 from sorl.jobs.job import IMAGES, Job, paths, settings_of, sources
-from sorl.jobs.outcome import diverged, ended, is_run
+from sorl.jobs.outcome import diverged, ended, is_run, tables_alone
 from sorl.jobs.scoring import Scoring, complete, score
 from sorl.jobs.work import start
 from sorl.runs import Run, check_same_config
@@ -55,13 +55,13 @@ class Work:
     def done(self) -> bool:
         """Whether the run is there, has ended and has all of its scores.
 
-        Its data are not compared: files may have moved, and to know them by their content they
-        would have to be loaded.
+        Its checkpoints and policies may have been left behind. Its data are not compared: files may
+        have moved, and to know them by their content they would have to be loaded.
 
         Raises:
             InputError: the run that ended there had other settings or tasks, or is damaged.
         """
-        if not ended(self.run, self.job):
+        if not (ended(self.run, self.job) or tables_alone(self.run, self.job)):
             return False
         run, wanted = Run.open(self.run), settings_of(self.algorithm, self.job)
         if self.job.tasks is not None:
