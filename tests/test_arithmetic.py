@@ -199,17 +199,25 @@ def test_shortened_weights_give_the_same_products(rng):
     np.testing.assert_array_equal(short(x), network(x))
 
 
-@pytest.mark.parametrize("name", algorithms.names())
-def test_every_layer_of_every_algorithm_computes_so_and_states_stay_float32(name, rng):
+@pytest.mark.parametrize(
+    ("name", "on_gpu"),
+    [*((name, False) for name in algorithms.names()), ("sorl", True), ("iql", True)],
+)
+def test_every_layer_of_every_algorithm_computes_so_and_states_stay_float32(
+    name: str, on_gpu: bool, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
     algorithm = algorithms.build({"name": name, "hidden": (32, 32)})
     state = jax.jit(lambda key: algorithm.init(SPEC, key=key))(jax.random.key(0))
     assert computes(state)
     assert all(compute == SHORT for compute in computes(computing(state, SHORT)))
     batch, key = batch_of(rng, 32), jax.random.key(1)
     exact, metrics = jax.jit(algorithm.update)(state, batch, jnp.int32(0), key=key)
-    short, short_metrics = jax.jit(in_arithmetic(algorithm, "bfloat16").update)(
-        state, batch, jnp.int32(0), key=key
-    )
+    with monkeypatch.context() as patch:
+        if on_gpu:  # whose kernels are plain functions here
+            patch.setattr("sorl.mixed_precision.jax.default_backend", lambda: "gpu")
+            patch.setattr("sorl.mixed_precision.kernels.usable", lambda devices: True)
+        training = in_arithmetic(algorithm, "bfloat16")
+    short, short_metrics = jax.jit(training.update)(state, batch, jnp.int32(0), key=key)
     assert jax.tree.structure(short) == jax.tree.structure(exact)
     for a, b in zip(jax.tree.leaves(short), jax.tree.leaves(exact), strict=True):
         assert a.dtype == b.dtype

@@ -143,7 +143,7 @@ def test_many_rows_are_mapped_as_one_by_one(hidden, arithmetic: Arithmetic, rng)
         answers = way(network)
         return jnp.mean((answers - 1) ** 2), answers
 
-    ways = [lambda network: network.batch(x), lambda network: jax.vmap(network)(x)]
+    ways = [lambda network: network.batch(x, fusing=True), lambda network: jax.vmap(network)(x)]
     (_, found), gradient = eqx.filter_value_and_grad(
         functools.partial(loss, way=ways[0]), has_aux=True
     )(network)
@@ -156,7 +156,8 @@ def test_many_rows_are_mapped_as_one_by_one(hidden, arithmetic: Arithmetic, rng)
     for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(slope), strict=True):
         assert a.dtype == b.dtype
         np.testing.assert_allclose(a, b, atol=tolerance * float(jnp.max(jnp.abs(b))))
-    assert ("gelu_layer_norm" in str(jax.make_jaxpr(network.batch)(x))) == fused
+    program = jax.make_jaxpr(functools.partial(network.batch, fusing=True))(x)
+    assert ("gelu_layer_norm" in str(program)) == fused
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,6 +186,9 @@ def test_training_takes_the_kernels_where_they_can_be_made_and_divided(
     state = jax.eval_shape(lambda key: ALGORITHM.init(one_member.SPEC, key=key), jax.random.key(0))
     batch = one_member.batch_of(np.random.default_rng(0), 32)
     monkeypatch.setattr("sorl.kernels.jax.devices", lambda: [*gpus, *jax.local_devices()])
+    monkeypatch.setattr(
+        "sorl.mixed_precision.jax.default_backend", lambda: "gpu" if gpus else "cpu"
+    )
     training = in_arithmetic(ALGORITHM, "bfloat16", batch_devices=batch_devices)
     update = jax.jit(lambda *arguments, key: training.update(*arguments, key=key))
     monkeypatch.undo()

@@ -34,7 +34,7 @@ from sorl.algorithms.bc import BC
 from sorl.choices import Choice
 from sorl.data.images import ImageSettings
 from sorl.errors import InputError
-from sorl.jobs import Job
+from sorl.jobs import Job, resume
 from sorl.jobs.scoring import FILE, Scoring, complete, score, scores
 from sorl.launch import local, process
 from sorl.launch.progress import Board, Standing
@@ -120,6 +120,7 @@ def test_a_run_brought_without_its_checkpoints_is_done_if_its_tables_are_whole(
     ignored = shutil.ignore_patterns("checkpoints", "policy")
     shutil.copytree(direct.folder, brought.folder, ignore=ignored)
     assert brought.done()
+    brought.perform()  # as a SLURM array does, which asks for every work
     (standing,) = local.launch([brought], slots=SLOTS, quiet=True)
     assert (standing.state, standing.attempts) == ("done", 0)
     other = dataclasses.replace(brought, job=dataclasses.replace(direct.job, batch_size=17))
@@ -132,6 +133,11 @@ def test_a_run_brought_without_its_checkpoints_is_done_if_its_tables_are_whole(
     table.write_text("".join(whole))
     (brought.run / "scores.csv").unlink()
     assert not brought.done()
+    before = sorted((path, path.read_bytes()) for path in brought.run.glob("*.csv"))
+    for go_on in (brought.perform, lambda: resume(brought.run, quiet=True)):
+        with pytest.raises(InputError, match="tables of a run that has ended, without its check"):
+            go_on()
+    assert sorted((path, path.read_bytes()) for path in brought.run.glob("*.csv")) == before
 
 
 def test_a_run_that_ended_with_other_settings_is_not_called_done(direct: Work) -> None:

@@ -8,7 +8,8 @@ parameters, their optimisers and averages, biases, activation functions, normali
 bits behind the point (NVIDIA GPUs since Ampere) and gives float32. `bfloat16` rounds the factors to
 7 bits; on GPUs the result too, which halves what travels through memory. Processors that multiply
 bfloat16 (`avx512_bf16` or `amx_bf16` among their flags) add up in float32 and would lose time
-rounding the sums, so there the result is `wide`. Others gain nothing by it.
+rounding the sums, so on CPUs the result is `wide`. CPUs without such instructions gain nothing by
+it, nor do the encoders of images on any.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Flows from noise (t = 0) to actions (t = 1): interpolation, sampling, self-consistency.
 
-A `Velocity` here is a function `(x, time, level) -> [action_size]` for ONE sample, with the
-observation already bound; `level` is κ = log2 k for steps of size 1/k.
+A `Velocity` here is a function `(x, time, level) -> [*rows, action_size]`, x of the same shape,
+with the observations already bound; `level` is κ = log2 k for steps of size 1/k.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from sorl.nn import ActionNetwork
 
 Velocity = Callable[
-    [Float[Array, " action_size"], Float[Array, ""], Float[Array, ""]],
-    Float[Array, " action_size"],
+    [Float[Array, "*rows action_size"], Float[Array, ""], Float[Array, ""]],
+    Float[Array, "*rows action_size"],
 ]
 
 

@@ -10,8 +10,8 @@ gradient computes the layer anew in place of reading what the first one would ha
     db = Σ dh,  dscale = Σ d y,  doffset = Σ d                               sums over all rows
 
 h, o, their gradients dh and d: bfloat16, `[rows, size]`, as products give and read them; everything
-else, and everything within, is float32. `plain` and `plain_gradient` are the same in JAX, for other
-devices. Ours.
+else, and everything within, is float32. `plain` and `plain_gradient` are the same in JAX, which a
+program for other devices gets. Ours.
 """
 
 from __future__ import annotations

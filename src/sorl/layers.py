@@ -1,4 +1,8 @@
-"""Layers that every network is made of: dense, and layer normalisation. Each takes ONE sample."""
+"""Layers that every network is made of: dense, and layer normalisation.
+
+Each takes ONE sample; a dense layer takes a batch by a method of its own, whose gradient is of the
+layer's arithmetic too.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Networks: multi-layer perceptron, action network, value network, critic ensemble.
 
-Every module takes ONE sample; callers vmap. Weights are stored `[inputs, outputs]`, so that a
-mapped layer is a plain row-major matrix product.
+Every module takes ONE sample, which callers vmap, and a batch by a method of that name, for losses:
+where products are short, so are those of its gradient (`sorl.arithmetic`). Weights are stored
+`[inputs, outputs]`, so that a mapped layer is a plain row-major matrix product.
 
 Where an observation holds an image, a network begins with an encoder of its own
 (`sorl.encoders`): `encode` makes features of an observation, which are the observation itself
@@ -76,15 +77,20 @@ class MLP(eqx.Module):
                 x = self.norms[index](x)
         return self.layers[-1](x)
 
-    def batch(self, x: Float[Array, "rows inputs"]) -> Float[Array, "rows outputs"]:
+    def batch(
+        self, x: Float[Array, "rows inputs"], *, fusing: bool = False
+    ) -> Float[Array, "rows outputs"]:
         """Map many samples, the same as mapping over them.
 
-        What stands between two products of a network with LayerNorm may be one kernel.
+        Args:
+            x: the samples.
+            fusing: whether what stands between two products of a network with LayerNorm may be one
+                kernel. Critics ask for it, where it was measured.
         """
         for index, layer in enumerate(self.layers[:-1]):
             compute = layer.compute
             norm = self.norms[index] if self.norms else None
-            if norm and compute.fused and kernels.fits(len(x), layer.outputs):
+            if norm and fusing and compute.fused and kernels.fits(len(x), layer.outputs):
                 product = compute.factor(compute.product(x, layer.weight))
                 x = kernels.gelu_layer_norm(product, layer.bias, norm.scale, norm.offset)
                 continue
@@ -286,7 +292,7 @@ class Critic(eqx.Module):
         copies = jnp.broadcast_to(x, (heads, *x.shape))
 
         def over_rows(mlp: MLP, x: Float[Array, "rows inputs"]) -> Float[Array, " rows"]:
-            return mlp.batch(x)[:, 0]
+            return mlp.batch(x, fusing=True)[:, 0]
 
         return eqx.filter_vmap(over_rows, out_axes=1)(self.mlps, copies)
 

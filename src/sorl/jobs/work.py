@@ -17,7 +17,7 @@ from sorl.jobs.acting import check_environment
 from sorl.jobs.finetuning import FINETUNING
 from sorl.jobs.job import EXECUTION, Job, check_fingerprint, config_of, settings_in
 from sorl.jobs.online_work import resume_finetuning
-from sorl.jobs.outcome import ended
+from sorl.jobs.outcome import ended, tables_alone
 from sorl.jobs.session import session
 from sorl.members import check_layout, members_of
 from sorl.recorder import check_dashboards
@@ -44,7 +44,7 @@ def start(
 
     Raises:
         InputError: bad data or settings, or an environment that is not that of the data (then
-            nothing is written), or a run exists in `out`.
+            nothing is written), or a run exists in `out`, or one that lacks all checkpoints.
         WorkerError: a process that steps environments died.
     """
     out = Path(out)
@@ -111,6 +111,11 @@ def _work(
     *,
     quiet: bool,
 ) -> None:
+    if tables_alone(run.path, job):  # training would begin anew, and drop what they tell
+        raise InputError(
+            f"{run.path} holds the tables of a run that has ended, without its checkpoints: bring "
+            "them too, or name another folder, since nothing can be trained or scored in this one."
+        )
     members = members_of(dataset.tasks, job.seeds)
     # Without an environment, episodes that nothing is learnt from are all there is to judge by.
     split: tuple[Dataset | Shards, Dataset | None] = dataset, None

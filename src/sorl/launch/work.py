@@ -123,9 +123,12 @@ class Work:
         A run whose members all diverged has ended, and is no error.
 
         Raises:
-            InputError: bad data or settings, or another process works on the run.
+            InputError: bad data or settings, another process works on the run, or it lacks scores
+                and was brought without its checkpoints.
             WorkerError: a process that steps environments died.
         """
+        if self.done():
+            return
         try:
             if not ended(self.run, self.job):
                 start(self.run, self.algorithm, self.job, resume=True, quiet=quiet)
