@@ -249,7 +249,7 @@ class SRPO(AbstractAlgorithm[SRPOState]):
         time = jax.random.uniform(time_key, rows, minval=FIRST_TIME, maxval=LAST_TIME)
         noise = jax.random.normal(noise_key, action.shape)
         x = SCHEDULE.noised(action, noise, time)
-        difference = behaviour.batch(observation, x, time) - noise
+        difference = jax.vmap(behaviour)(observation, x, time) - noise
         spread = SCHEDULE.noise(time)
         weight = spread**2 if self.time_weight == "variance" else SCHEDULE.signal(time) / spread
         # J is known by its gradient alone, which ends at a: none runs through the network.
