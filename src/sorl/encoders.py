@@ -22,6 +22,8 @@ grouped ones. And an exported policy needs no operations that others lack.
 
 from __future__ import annotations
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -207,6 +209,13 @@ def encode(
 ) -> Float[Array, " features"]:
     """Features of one observation; the observation itself where there is no encoder."""
     return observation if encoder is None else encoder(observation)
+
+
+def encode_batch(
+    encoder: Encoder | None, observation: Float[Array, "rows observation_size"]
+) -> Float[Array, "rows features"]:
+    """`encode` of many observations."""
+    return jax.vmap(functools.partial(encode, encoder))(observation)
 
 
 def image_of(tree: object) -> Image | None:

@@ -11,11 +11,9 @@ Methods that share it differ in how μ and the critic are trained.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray
@@ -63,8 +61,7 @@ class DirectActor(eqx.Module):
         self, observation: Float[Array, "rows observation_size"]
     ) -> Float[Array, "rows action_size"]:
         """μ of many observations."""
-        encode = functools.partial(encoders.encode, self.encoder)
-        answer = self.mlp.batch(jax.vmap(encode)(observation))
+        answer = self.mlp.batch(encoders.encode_batch(self.encoder, observation))
         return jnp.tanh(answer) if self.squash else answer
 
 

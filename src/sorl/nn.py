@@ -197,7 +197,7 @@ class ActionNetwork(eqx.Module):
         """
         if observation.ndim == 1:
             return functools.partial(self.answer, self.encode(observation))
-        return functools.partial(self.answers, jax.vmap(self.encode)(observation))
+        return functools.partial(self.answers, encoders.encode_batch(self.encoder, observation))
 
 
 class ValueNetwork(eqx.Module):
@@ -221,8 +221,7 @@ class ValueNetwork(eqx.Module):
 
     def batch(self, observation: Float[Array, "rows observation_size"]) -> Float[Array, " rows"]:
         """V of many observations, the same as mapping over them."""
-        encode = functools.partial(encoders.encode, self.encoder)
-        return self.mlp.batch(jax.vmap(encode)(observation))[:, 0]
+        return self.mlp.batch(encoders.encode_batch(self.encoder, observation))[:, 0]
 
 
 class Critic(eqx.Module):
@@ -285,7 +284,7 @@ class Critic(eqx.Module):
         """
         if isinstance(self.mlps, tuple):
             return jax.vmap(lambda s, a: self(s, a, *extra))(observation, action)
-        features = jax.vmap(functools.partial(encoders.encode, self.encoder))(observation)
+        features = encoders.encode_batch(self.encoder, observation)
         columns = [jnp.broadcast_to(value, (len(action), 1)) for value in extra]
         x = jnp.concatenate([features, action, *columns], axis=-1)
         heads = jax.tree.leaves(self.mlps)[0].shape[0]
