@@ -24,7 +24,9 @@ import jax.numpy as jnp  # noqa: E402
 from benchmarks.case import ACTION, OBSERVATION  # noqa: E402
 from benchmarks.training import NETWORKS  # noqa: E402
 from sorl.algorithms.sorl import SORL  # noqa: E402
+from sorl.arithmetic import computing  # noqa: E402
 from sorl.data.synthetic import synthetic  # noqa: E402
+from sorl.mixed_precision import compute_here  # noqa: E402
 from sorl.optim import gradient_step, moving_average  # noqa: E402
 from sorl.types import Spec  # noqa: E402
 
@@ -58,7 +60,8 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
 def _parts(sorl: SORL) -> dict[str, float]:
     key, spec = jax.random.key(0), Spec(OBSERVATION, ACTION)
     data = synthetic(OBSERVATION, ACTION)
-    state = sorl.init(spec, key=key)
+    # As `train` has it computed.
+    state = computing(sorl.init(spec, key=key), compute_here("float32"))
     batch = data.sample(key, jnp.int32(0), 256)
     optimizer = sorl._optimizer()
 

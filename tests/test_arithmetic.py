@@ -1,4 +1,4 @@
-"""Shorter numbers: products and slopes against NumPy, every layer, training, runs."""
+"""Arithmetic of training: products and slopes against NumPy, every layer, training, runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from flow_baselines import draw
 from one_member import SPEC, batch_of
 from sorl import algorithms, jobs
 from sorl.algorithms.sorl import SORL
-from sorl.arithmetic import Compute, check_arithmetic, computing
+from sorl.arithmetic import Arithmetic, Compute, check_arithmetic, computing
 from sorl.errors import InputError
 from sorl.flows import euler_path
 from sorl.inference import act
@@ -36,7 +36,8 @@ from sorl.types import Image, Spec, Transition
 pytest_plugins = ("run_fixtures",)
 
 SHORT = Compute("bfloat16")
-WIDE = Compute("bfloat16", wide=True)
+SHORT_ON_CPU = Compute("bfloat16", on_cpu=True)
+ON_CPU = Compute("float32", on_cpu=True)
 # bfloat16 has 8 significant bits: rounding moves a number by at most this share of it.
 ROUNDING = 2.0**-8
 
@@ -62,35 +63,43 @@ def test_bfloat16_rounds_factors_and_result_and_sums_in_more(rng):
     assert np.abs(found - x @ weight).max() > 1e-3
 
 
-def test_wide_products_round_factors_alone(rng):
+def test_on_a_cpu_products_in_bfloat16_round_factors_alone(rng):
     x, weight = rng.normal(size=(64, 300)), rng.normal(size=(300, 40))
     single = [jnp.asarray(factor, jnp.float32) for factor in (x, weight)]
     exact = rounded(x) @ rounded(weight)
-    for product in (WIDE.product, WIDE.batch_product):
+    for product in (SHORT_ON_CPU.product, SHORT_ON_CPU.batch_product):
         found = product(*single)
         assert found.dtype == jnp.float32
         np.testing.assert_allclose(found, exact, rtol=1e-5, atol=1e-4)
         assert np.any(np.asarray(found) != rounded(np.asarray(found)))
 
 
+@pytest.mark.parametrize("compute", [SHORT_ON_CPU, ON_CPU], ids=["bfloat16", "float32"])
 @pytest.mark.parametrize("rows", [1, 6, 64])
-def test_gradients_of_wide_products_are_products_of_rounded_factors(rows, rng):
-    x, weight, gradient = (rng.normal(size=size) for size in ((rows, 30), (30, 20), (rows, 20)))
-    x32, weight32, gradient32 = (jnp.asarray(a, jnp.float32) for a in (x, weight, gradient))
-    _, back = jax.vjp(WIDE.batch_product, x32, weight32)
-    of_x, of_weight = back(gradient32)
-    expected_x = rounded(gradient) @ rounded(weight).T
-    expected_weight = rounded(x).T @ rounded(gradient)
-    np.testing.assert_allclose(of_x, expected_x, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(of_weight, expected_weight, rtol=1e-5, atol=1e-5)
-    alone = WIDE.weight_gradient(x32, gradient32)
-    np.testing.assert_allclose(alone, expected_weight, rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize(("inputs", "outputs"), [(30, 20), (7, 40), (16, 16), (20, 1)])
+def test_on_a_cpu_gradients_of_products_are_products_of_the_factors(
+    compute: Compute, rows: int, inputs: int, outputs: int, rng: np.random.Generator
+) -> None:
+    sizes = ((rows, inputs), (inputs, outputs), (rows, outputs))
+    x, weight, gradient = (rng.normal(size=size).astype(np.float32) for size in sizes)
+    found, back = jax.vjp(compute.batch_product, jnp.asarray(x), jnp.asarray(weight))
+    of_x, of_weight = back(jnp.asarray(gradient))
+    short = compute.arithmetic == "bfloat16"
+    factor = rounded if short else lambda a: np.asarray(a, np.float64)
+    expected_weight = factor(x).T @ factor(gradient)
+    # Of float32's rounding: factors rounded to bfloat16 would be off by 1,000 times as much.
+    near: dict[str, Any] = {"rtol": 1e-5, "atol": 2e-5}
+    np.testing.assert_allclose(found, factor(x) @ factor(weight), **near)
+    np.testing.assert_allclose(of_x, factor(gradient) @ factor(weight).T, **near)
+    np.testing.assert_allclose(of_weight, expected_weight, **near)
+    alone = compute.weight_gradient(jnp.asarray(x), jnp.asarray(gradient))
+    np.testing.assert_allclose(alone, expected_weight, **near)
     assert of_x.dtype == of_weight.dtype == alone.dtype == jnp.float32
     assert np.any(np.asarray(of_weight) != rounded(np.asarray(of_weight)))
 
 
-def test_a_shortened_weight_gives_the_same_wide_products_and_their_gradient(rng):
-    network = computing(Linear(30, 20, key=jax.random.key(0)), WIDE)
+def test_on_a_cpu_a_shortened_weight_gives_the_same_products_and_their_gradient(rng):
+    network = computing(Linear(30, 20, key=jax.random.key(0)), SHORT_ON_CPU)
     x = jnp.asarray(rng.normal(size=(8, 30)), jnp.float32)
     short = shortened(network)
     assert short.weight.dtype == jnp.bfloat16
@@ -141,7 +150,8 @@ def decision_program(algorithm: Any) -> Any:
 def test_float32_is_asked_for_exactly_in_every_product(name):
     """A GPU would round factors otherwise, which no test on a CPU sees in the results."""
     algorithm = algorithms.build({"name": name, "hidden": (8, 10)})
-    for program in (update_program(algorithm), decision_program(algorithm)):
+    here = in_arithmetic(algorithm, "float32")
+    for program in (update_program(algorithm), update_program(here), decision_program(algorithm)):
         found = list(products(program.jaxpr))
         assert found
         for equation in found:
@@ -149,26 +159,35 @@ def test_float32_is_asked_for_exactly_in_every_product(name):
             assert asked in (jax.lax.Precision.HIGHEST, (jax.lax.Precision.HIGHEST,) * 2), equation
 
 
+@pytest.mark.parametrize("arithmetic", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", algorithms.names())
-def test_on_a_cpu_every_product_of_networks_in_bfloat16_is_one_that_its_library_knows(name):
-    """Factors of bfloat16, and x never read column by column: others are made in float32.
+def test_on_a_cpu_every_product_of_networks_is_one_that_its_library_is_fast_at(
+    name: str, arithmetic: Arithmetic
+) -> None:
+    """x never read column by column, and gradients of weights not of fewer columns than rows.
 
-    Only what is slow would tell it otherwise, here and on processors without bfloat16 not even
+    Only what is slow would tell it otherwise, and in bfloat16 on processors without it not even
     that. Sums and means by products with vectors are in float32.
     """
-    algorithm: Any = in_arithmetic(algorithms.build({"name": name, "hidden": (8, 10)}), "bfloat16")
-    of_networks = 0
+    algorithm: Any = in_arithmetic(algorithms.build({"name": name, "hidden": (10, 8)}), arithmetic)
+    factors = jnp.bfloat16 if arithmetic == "bfloat16" else jnp.float32
+    of_networks = of_weights = 0
     for equation in products(update_program(algorithm).jaxpr):
         x, y = (variable.aval for variable in equation.invars)
         (x_contracted, _), (x_batched, y_batched) = equation.params["dimension_numbers"]
         if y.ndim - len(y_batched) < 2:
             continue
         of_networks += 1
-        assert x.dtype == y.dtype == jnp.bfloat16, equation
+        assert x.dtype == y.dtype == factors, equation
         assert equation.params["preferred_element_type"] == jnp.float32, equation
         columns = x.ndim - len(x_batched) == 2 and x_contracted == (len(x_batched),)
         assert not columns, equation
+        if len(x_contracted) == 2:
+            of_weights += 1
+            rows, columns = equation.outvars[0].aval.shape[-2:]
+            assert rows <= columns, equation
     assert of_networks >= 9
+    assert of_weights >= 3
 
 
 def test_float32_is_the_plain_product(rng):
@@ -268,7 +287,7 @@ def test_gradient_through_a_path_in_bfloat16_is_near_that_in_float32(rng):
         return np.concatenate([np.ravel(leaf) for leaf in leaves])
 
     exact = flat(network)
-    for compute in (SHORT, WIDE):
+    for compute in (SHORT, SHORT_ON_CPU):
         short = computing(network, compute)
         short = flat(eqx.tree_at(lambda n: n.mlp, short, shortened(short.mlp)))
         difference = np.linalg.norm(short - exact) / np.linalg.norm(exact)

@@ -135,13 +135,19 @@ def test_a_task_that_the_data_do_not_have_is_refused():
 
 
 @pytest.mark.parametrize("algorithm", [Average(), TINY_SORL], ids=["average", "sorl"])
-def test_members_together_equal_each_alone(algorithm):
-    """So adding a seed or a task changes no other member."""
+@pytest.mark.parametrize("cores", [True, False], ids=["cpu", "accelerator"])
+def test_members_together_equal_each_alone(
+    algorithm: AbstractAlgorithm[Any], cores: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So adding a seed or a task changes no other member: one by one on a core, or all at once."""
+    monkeypatch.setattr(member_training, "_share_cores", lambda devices: cores)
+    # Of another size, or the program of the other way would be taken again.
+    settings: dict[str, Any] = {"batch_size": 16 if cores else 17}
     dataset = make()
-    together = last_of(algorithm, dataset, tasks=(0, 2), seeds=(4, 1))
+    together = last_of(algorithm, dataset, tasks=(0, 2), seeds=(4, 1), **settings)
     assert together.members == members_of((0, 2), (4, 1))
     for member in (Member(0, 4), Member(2, 1)):
-        alone = last_of(algorithm, dataset, tasks=(member.task,), seeds=(member.seed,))
+        alone = last_of(algorithm, dataset, tasks=(member.task,), seeds=(member.seed,), **settings)
         for a, b in zip(of_member(together, member), of_member(alone, member), strict=True):
             assert_close(a, b)
     states = [host(of_member(together, member)[0]) for member in together.members]

@@ -8,12 +8,16 @@ parameters, their optimisers and averages, biases, activation functions, normali
 bits behind the point (NVIDIA GPUs since Ampere) and gives float32. `bfloat16` rounds the factors to
 7 bits; on GPUs the result too, which halves what travels through memory. Processors that multiply
 bfloat16 (`avx512_bf16` or `amx_bf16` among their flags) add up in float32 and would lose time
-rounding the sums, so on CPUs the result is `wide`. CPUs without such instructions gain nothing by
+rounding the sums, so on CPUs the result is float32. CPUs without such instructions gain nothing by
 it, nor do the encoders of images on any.
+
+On CPUs the gradients of products are written out, in every arithmetic: XLA's own are the same sums,
+but of factors that its libraries there read the slow way.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar, get_args
@@ -43,12 +47,12 @@ class Compute(eqx.Module):
     Args:
         arithmetic: in which numbers.
         fused: whether what stands between two products may be one kernel, see `sorl.kernels`.
-        wide: whether products of bfloat16 answer in float32.
+        on_cpu: whether products and their gradients are made as CPUs make them fastest.
     """
 
     arithmetic: Arithmetic = eqx.field(static=True, default="float32")
     fused: bool = eqx.field(static=True, default=False)
-    wide: bool = eqx.field(static=True, default=False)
+    on_cpu: bool = eqx.field(static=True, default=False)
 
     def factor(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         """`x` as a product reads it."""
@@ -59,78 +63,106 @@ class Compute(eqx.Module):
     ) -> Float[Array, "*rows outputs"]:
         """x W, as float32."""
         x, weight = self.factor(x), self.factor(weight)
-        if self.wide:
-            return jnp.matmul(x, weight, preferred_element_type=jnp.float32)
+        if self.on_cpu:
+            return _product(self, x, weight, ((x.ndim - 1,), (0,)))
         return jnp.matmul(x, weight, precision=_PRECISION[self.arithmetic]).astype(jnp.float32)
 
     def batch_product(
         self, x: Float[Array, "rows inputs"], weight: Float[Array, "inputs outputs"]
     ) -> Float[Array, "rows outputs"]:
-        """x W of a matrix x, as float32; where products are wide, so are those of its gradient."""
-        if not self.wide:
+        """x W of a matrix x, as float32, and so are the products of its gradient on a CPU."""
+        if not self.on_cpu:
             return self.product(x, weight)
         # A weight may be `sorl.layers.shortened`; going up and down again costs nothing.
-        return _wide_product(x.astype(jnp.float32), weight.astype(jnp.float32))
+        return _cpu_product(self, x.astype(jnp.float32), weight.astype(jnp.float32))
 
     def weight_gradient(
         self, x: Float[Array, "rows inputs"], gradient: Float[Array, "rows outputs"]
     ) -> Float[Array, "inputs outputs"]:
         """x^T g, as float32: the gradient of `batch_product` with respect to the weight."""
         x, gradient = self.factor(x), self.factor(gradient)
-        return _wide_weight_gradient(x, gradient) if self.wide else self.product(x.T, gradient)
+        if self.on_cpu:
+            return _cpu_weight_gradient(self, x, gradient)
+        return self.product(x.T, gradient)
 
     def gelu(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         """GELU, tanh approximation."""
-        rounded = self.arithmetic == "bfloat16" and not self.wide
+        rounded = self.arithmetic == "bfloat16" and not self.on_cpu
         return _gelu(x) if rounded else jax.nn.gelu(x, approximate=True)
 
 
-@jax.custom_vjp
-def _wide_product(
-    x: Float[Array, "rows inputs"], weight: Float[Array, "inputs outputs"]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _cpu_product(
+    compute: Compute, x: Float[Array, "rows inputs"], weight: Float[Array, "inputs outputs"]
 ) -> Float[Array, "rows outputs"]:
-    """x W of float32 factors, rounded here, and x^T g and g W^T as its gradient g's products.
+    """x W of float32 factors, shortened here, and x^T g and g W^T as its gradient g's products.
 
     Plain differentiation would multiply the gradient in float32, as which it comes.
     """
-    return _wide_forward(x, weight)[0]
+    return _cpu_forward(compute, x, weight)[0]
 
 
-def _wide_forward(
-    x: Float[Array, "rows inputs"], weight: Float[Array, "inputs outputs"]
+def _cpu_forward(
+    compute: Compute, x: Float[Array, "rows inputs"], weight: Float[Array, "inputs outputs"]
 ) -> tuple[Float[Array, "rows outputs"], tuple[Array, Array]]:
-    x, weight = x.astype(jnp.bfloat16), weight.astype(jnp.bfloat16)
-    return _wide(x, weight, ((1,), (0,))), (x, weight)
+    x, weight = compute.factor(x), compute.factor(weight)
+    return _product(compute, x, weight, ((1,), (0,))), (x, weight)
 
 
-def _wide_backward(
-    kept: tuple[Array, Array], gradient: Float[Array, "rows outputs"]
+def _cpu_backward(
+    compute: Compute, kept: tuple[Array, Array], gradient: Float[Array, "rows outputs"]
 ) -> tuple[Float[Array, "rows inputs"], Float[Array, "inputs outputs"]]:
     x, weight = kept
-    gradient = gradient.astype(jnp.bfloat16)
-    return _wide(gradient, weight, ((1,), (1,))), _wide_weight_gradient(x, gradient)
+    gradient = compute.factor(gradient)
+    of_x = _product(compute, gradient, weight, ((1,), (1,)))
+    return of_x, _cpu_weight_gradient(compute, x, gradient)
 
 
-_wide_product.defvjp(_wide_forward, _wide_backward)
+_cpu_product.defvjp(_cpu_forward, _cpu_backward)
 
 
-def _wide_weight_gradient(
-    x: Float[Array, "rows inputs"], gradient: Float[Array, "rows outputs"]
+def _cpu_weight_gradient(
+    compute: Compute, x: Float[Array, "rows inputs"], gradient: Float[Array, "rows outputs"]
 ) -> Float[Array, "inputs outputs"]:
-    """x^T g. The rows stand in two axes, which XLA turns into x transposed, then a plain product.
+    """x^T g, where outputs are fewer than inputs as (g^T x)^T.
 
-    Of one axis it makes a product that reads x column by column, which its library for bfloat16
-    does not know; the product would be made in float32, in more than twice the time.
+    XLA's library takes 13 times as long for a matrix of 512 rows of 5 entries as for one of 5 rows
+    of 512, and still 1.3 times for 256 in place of 5; the barrier keeps it from making the former
+    after all.
+    """
+    if gradient.shape[-1] < x.shape[-1]:
+        return jax.lax.optimization_barrier(_over_rows(compute, gradient, x)).T
+    return _over_rows(compute, x, gradient)
+
+
+def _over_rows(
+    compute: Compute, x: Float[Array, "rows _"], y: Float[Array, "rows _"]
+) -> Float[Array, "_ _"]:
+    """x^T y. The rows stand in two axes, which XLA turns into x transposed, then a plain product.
+
+    Of one axis it makes a product that reads x column by column: in float32 some 15% slower, and in
+    bfloat16 unknown to its library; the product would be made in float32, in more than twice the
+    time.
     """
     in_two = math.gcd(len(x), 8)
-    x, gradient = (rows.reshape(-1, in_two, rows.shape[-1]) for rows in (x, gradient))
-    return _wide(x, gradient, ((0, 1), (0, 1)))
+    x, y = (rows.reshape(-1, in_two, rows.shape[-1]) for rows in (x, y))
+    return _product(compute, x, y, ((0, 1), (0, 1)))
 
 
-def _wide(
-    x: Float[Array, "*x"], y: Float[Array, "*y"], contracted: tuple[Sequence[int], Sequence[int]]
-) -> Float[Array, "_ _"]:
-    return jax.lax.dot_general(x, y, (contracted, ((), ())), preferred_element_type=jnp.float32)
+def _product(
+    compute: Compute,
+    x: Float[Array, "*x"],
+    y: Float[Array, "*y"],
+    contracted: tuple[Sequence[int], Sequence[int]],
+) -> Float[Array, "*product"]:
+    """The sums of products over the contracted axes of two factors, as float32."""
+    return jax.lax.dot_general(
+        x,
+        y,
+        (contracted, ((), ())),
+        precision=_PRECISION[compute.arithmetic],
+        preferred_element_type=jnp.float32,
+    )
 
 
 @jax.custom_vjp

@@ -1,8 +1,8 @@
 """Members, the tasks and seeds that train together: their states, updates and snapshots.
 
-Members are mapped on each device and laid over the devices: a GPU takes all of them in large
-kernels, while the cores of a CPU (as many devices as `jax_num_cpu_devices` says) take some each,
-which spares them from waiting for each other inside every small product. Where accelerators cannot
+Members are laid over the devices. A GPU takes all of its share in large kernels, while the cores of
+a CPU (as many devices as `jax_num_cpu_devices` says) take some each, one after the other, which
+spares them from waiting for each other inside every small product. Where accelerators cannot
 have equal shares, some train a copy of the last member, which nobody sees.
 
 Everything random in a member derives from its own task and seed and from the update's number, so
@@ -220,16 +220,20 @@ def run_updates(
         state, metrics = algorithm.update(state, batch, update, key=update_key)
         return state, dict(metrics)
 
-    if len(keys) > 1:
+    if len(keys) > 1 and not _share_cores(jax.devices()):
         together = jax.vmap(one, in_axes=(0, 0, 0, None))
         return _repeat(together, state, sources, keys, limits, start, count)
-    # A single member goes without the axis: XLA does not see through the transposition of an axis
-    # of size 1 beside a product, and an update of 4 x 512 units would copy every gradient.
-    state, sources, keys, limits = jax.tree.map(
-        lambda leaf: leaf[0], (state, sources, keys, limits)
-    )
-    result = _repeat(one, state, sources, keys, limits, start, count)
-    return jax.tree.map(lambda leaf: leaf[None], result)
+
+    def alone(
+        member: tuple[TrainingState, PyTree, Key[Array, ""], Float[Array, ""]],
+    ) -> tuple[TrainingState, dict[str, Float[Array, ""]]]:
+        return _repeat(one, *member, start, count)
+
+    # Without an axis of members. A core works through the chunk of one before that of the next:
+    # what one update touches fits its cache, and products of several matrices gain it nothing.
+    # A single member goes without as well: XLA does not see through the transposition of an axis of
+    # size 1 beside a product, and an update of 4 x 512 units would copy every gradient.
+    return jax.lax.map(alone, (state, sources, keys, limits))
 
 
 def _repeat(

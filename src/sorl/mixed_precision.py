@@ -1,6 +1,6 @@
-"""Training in shorter numbers: an algorithm whose updates multiply in another arithmetic.
+"""Training in an arithmetic: an algorithm whose updates multiply as devices do it fastest.
 
-What it is given and what it returns are networks in float32 that multiply in float32, so
+What it is given and what it returns are networks in float32 that multiply in float32 everywhere, so
 checkpoints, policies and evaluation know nothing of it.
 """
 
@@ -32,7 +32,7 @@ def in_arithmetic(
         InputError: the devices of this process cannot.
     """
     compute = compute_here(arithmetic, batch_devices=batch_devices)
-    return algorithm if arithmetic == "float32" else _Computing(algorithm, compute)
+    return algorithm if compute == Compute() else _Computing(algorithm, compute)
 
 
 def compute_here(arithmetic: Arithmetic, *, batch_devices: int = 1) -> Compute:
@@ -50,7 +50,7 @@ def compute_here(arithmetic: Arithmetic, *, batch_devices: int = 1) -> Compute:
     return Compute(
         arithmetic,
         fused=short and kernels.usable(batch_devices),
-        wide=short and jax.default_backend() == "cpu",
+        on_cpu=jax.default_backend() == "cpu",
     )
 
 
