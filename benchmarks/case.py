@@ -225,8 +225,10 @@ def _xla_flops(algorithm: Any, batch_size: int) -> float:
     import jax
     import jax.numpy as jnp
 
+    from sorl.mixed_precision import in_arithmetic
     from sorl.types import Spec, Transition
 
+    algorithm = in_arithmetic(algorithm, "float32")
     key, spec = jax.random.key(0), Spec(OBSERVATION, ACTION)
     state = algorithm.init(spec, key=key)
     s, a, r = (jnp.zeros((batch_size, *shape)) for shape in ((OBSERVATION,), (ACTION,), ()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -188,6 +189,18 @@ def test_on_a_cpu_every_product_of_networks_is_one_that_its_library_is_fast_at(
             assert rows <= columns, equation
     assert of_networks >= 9
     assert of_weights >= 3
+
+
+@pytest.mark.parametrize("compute", [SHORT_ON_CPU, ON_CPU], ids=["bfloat16", "float32"])
+def test_on_a_cpu_gradients_of_weights_with_few_outputs_are_compiled_transposed(
+    compute: Compute,
+) -> None:
+    """Which XLA would undo by itself, see `sorl.arithmetic`."""
+    program = jax.jit(compute.weight_gradient).lower(jnp.zeros((64, 48)), jnp.zeros((64, 5)))
+    text = program.compile().as_text()
+    assert text is not None
+    found = re.findall(r"= \w+\[([\d,]+)\]\S* dot\(", text)
+    assert found == ["5,48"]
 
 
 def test_float32_is_the_plain_product(rng):

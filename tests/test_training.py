@@ -25,6 +25,7 @@ from sorl.algorithm import AbstractAlgorithm, AbstractPolicy
 from sorl.algorithms.sorl import SORL
 from sorl.data.dataset import Dataset
 from sorl.errors import InputError
+from sorl.mixed_precision import in_arithmetic
 from sorl.training import Snapshot, TrainingState, members_of, train
 from sorl.types import Budget, Member
 
@@ -380,9 +381,10 @@ def flops_of_chunk(batch_devices: int) -> float:
     layout = member_training.lay_out(
         members, (1,), dataset.largest_rewards, batch_devices=batch_devices
     )
-    state = member_training.initial_state(TINY_SORL, dataset.spec, members)
+    algorithm = in_arithmetic(TINY_SORL, "float32")  # as `train` has it
+    state = member_training.initial_state(algorithm, dataset.spec, members)
     program = training._run_chunk.lower(
-        TINY_SORL,
+        algorithm,
         1024,
         layout.mesh,
         jax.device_put(state, layout.over_members),

@@ -127,7 +127,7 @@ class AbstractAlgorithm(abc.ABC, Generic[State]):
 
     Concrete algorithms are frozen dataclasses of plain numbers, strings and tuples. `init`,
     `update` and `policy` are pure functions for one member (one task and one seed); the trainer
-    maps them over members.
+    maps them over members, or calls them for one after the other.
 
     Attributes:
         presets: values of fields that are published for a dataset, by its name without version.

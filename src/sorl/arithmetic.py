@@ -11,8 +11,9 @@ bfloat16 (`avx512_bf16` or `amx_bf16` among their flags) add up in float32 and w
 rounding the sums, so on CPUs the result is float32. CPUs without such instructions gain nothing by
 it, nor do the encoders of images on any.
 
-On CPUs the gradients of products are written out, in every arithmetic: XLA's own are the same sums,
-but of factors that its libraries there read the slow way.
+On CPUs the gradients of batches' products are written out, in every arithmetic: XLA's own are the
+same sums, but of factors that its libraries there read the slow way. They have no derivative of
+their own, nor a forward mode.
 """
 
 from __future__ import annotations

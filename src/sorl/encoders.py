@@ -16,8 +16,8 @@ then ReLU, flatten, dense. `impala` has two residual blocks in a stack, as in th
 convolutions and not 256; behind them GELU and LayerNorm, as in the hidden layers of `sorl.nn`.
 
 Convolutions and pooling are written as slices and matrix products. On a CPU that is as fast as a
-convolution for one member and faster for several, whose weights differ: mapped convolutions become
-grouped ones. And an exported policy needs no operations that others lack.
+convolution for one network and faster for several mapped ones, whose convolutions become grouped.
+And an exported policy needs no operations that others lack.
 """
 
 from __future__ import annotations

@@ -194,6 +194,8 @@ def run_updates(
     start: Int[Array, ""],
     count: Int[Array, ""],
     limits: Float[Array, " local"],
+    *,
+    few: bool = False,
 ) -> tuple[TrainingState, dict[str, Float[Array, " local"]]]:
     """Update members `count` times, each from batches of its own; to run inside a compiled program.
 
@@ -207,6 +209,8 @@ def run_updates(
         start: number of the first update.
         count: how many, at least 1.
         limits: see `Layout`.
+        few: whether updates are too few for members to take turns, which copies each one's state
+            and part of `sources` once.
 
     Returns:
         The states, in which a member with a bad metric is alive no more, and the metrics' sums.
@@ -220,7 +224,7 @@ def run_updates(
         state, metrics = algorithm.update(state, batch, update, key=update_key)
         return state, dict(metrics)
 
-    if len(keys) > 1 and not _share_cores(jax.devices()):
+    if len(keys) > 1 and (few or not _share_cores(jax.devices())):
         together = jax.vmap(one, in_axes=(0, 0, 0, None))
         return _repeat(together, state, sources, keys, limits, start, count)
 
@@ -229,11 +233,15 @@ def run_updates(
     ) -> tuple[TrainingState, dict[str, Float[Array, ""]]]:
         return _repeat(one, *member, start, count)
 
-    # Without an axis of members. A core works through the chunk of one before that of the next:
-    # what one update touches fits its cache, and products of several matrices gain it nothing.
-    # A single member goes without as well: XLA does not see through the transposition of an axis of
-    # size 1 beside a product, and an update of 4 x 512 units would copy every gradient.
-    return jax.lax.map(alone, (state, sources, keys, limits))
+    members = (state, sources, keys, limits)
+    if len(keys) > 1:
+        # What an update of one touches fits a core's cache, and no product is faster for being of
+        # several matrices.
+        return jax.lax.map(alone, members)
+    # A single member goes without the axis: XLA does not see through the transposition of an axis
+    # of size 1 beside a product, and an update of 4 x 512 units would copy every gradient.
+    result = alone(jax.tree.map(lambda leaf: leaf[0], members))
+    return jax.tree.map(lambda leaf: leaf[None], result)
 
 
 def _repeat(

@@ -290,7 +290,9 @@ def _learn(
             )
 
         sources = (task_index, replay)
-        state, sums = run_updates(algorithm, draw, state, sources, keys, start, count, limits)
+        state, sums = run_updates(
+            algorithm, draw, state, sources, keys, start, count, limits, few=True
+        )
         return state, replay, {name: value / count for name, value in sums.items()}
 
     return on_every_device(local, mesh, shared=(3, 4, 7, 8))(
