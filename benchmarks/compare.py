@@ -4,8 +4,8 @@
     python -m benchmarks.compare 070d644 --algorithms sorl fql --rounds 3
 
 Each commit is checked out into a folder of its own and runs the program below with its own `src`,
-in this environment's packages. The ratio is that of medians; it is called a change where all rounds
-of one are above all rounds of the other.
+in this environment's packages. Both time the same updates, in one chunk. The ratio is that of
+medians; it is called a change where all rounds of one are above all rounds of the other.
 """
 
 from __future__ import annotations
@@ -21,7 +21,14 @@ from pathlib import Path
 
 import tyro
 
+from benchmarks.case import ACTION, OBSERVATION
 from benchmarks.training import NETWORKS
+from sorl import algorithms
+from sorl.experiments.cost import flops_of_update
+from sorl.types import Spec
+
+GUESS = 1.5e11
+"""FLOP/s by which the updates that a measurement takes are guessed."""
 
 HERE = Path(__file__).resolve().parents[1]
 
@@ -34,16 +41,12 @@ import jax
 from sorl import algorithms
 from sorl.data.synthetic import synthetic
 from sorl.training import train
-name, hidden, seeds, seconds = ast.literal_eval(sys.argv[1])
+name, hidden, seeds, updates = ast.literal_eval(sys.argv[1])
 snapshots = train(algorithms.get(name)(hidden=hidden), synthetic(28, 5), seeds=range(seeds),
-                  updates=10**9, chunk=2)
-for _ in range(2):
-    jax.block_until_ready(next(snapshots).state)
+                  updates=10**9, chunk=updates)
+jax.block_until_ready(next(snapshots).state)
 began = time.perf_counter()
-updates = 0
-while time.perf_counter() - began < seconds:
-    jax.block_until_ready(next(snapshots).state)
-    updates += 2
+jax.block_until_ready(next(snapshots).state)
 print(updates / (time.perf_counter() - began))
 """
 
@@ -57,8 +60,8 @@ class Arguments:
     algorithms: tuple[str, ...] = ("sorl",)
     seeds: tuple[int, ...] = (1, 4)
     rounds: int = 4
-    seconds: float = 4.0
-    """Length of a measurement."""
+    seconds: float = 8.0
+    """Length of a measurement, roughly."""
 
 
 def rate(checkout: Path, case: tuple[object, ...]) -> float:
@@ -88,7 +91,10 @@ def main() -> None:
         for name in arguments.algorithms:
             for hidden in NETWORKS:
                 for seeds in arguments.seeds:
-                    case = (name, hidden, seeds, arguments.seconds)
+                    algorithm = algorithms.build({"name": name, "hidden": hidden})
+                    flops = flops_of_update(algorithm, Spec(OBSERVATION, ACTION), 256)
+                    updates = max(2, round(arguments.seconds * GUESS / flops / seeds))
+                    case = (name, hidden, seeds, updates)
                     rates: tuple[list[float], list[float]] = ([], [])
                     for _ in range(arguments.rounds):
                         for found, checkout in zip(rates, checkouts, strict=True):
