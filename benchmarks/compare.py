@@ -21,14 +21,7 @@ from pathlib import Path
 
 import tyro
 
-from benchmarks.case import ACTION, OBSERVATION
 from benchmarks.training import NETWORKS
-from sorl import algorithms
-from sorl.experiments.cost import flops_of_update
-from sorl.types import Spec
-
-GUESS = 1.5e11
-"""FLOP/s by which the updates that a measurement takes are guessed."""
 
 HERE = Path(__file__).resolve().parents[1]
 
@@ -91,9 +84,8 @@ def main() -> None:
         for name in arguments.algorithms:
             for hidden in NETWORKS:
                 for seeds in arguments.seeds:
-                    algorithm = algorithms.build({"name": name, "hidden": hidden})
-                    flops = flops_of_update(algorithm, Spec(OBSERVATION, ACTION), 256)
-                    updates = max(2, round(arguments.seconds * GUESS / flops / seeds))
+                    trial = rate(checkouts[0], (name, hidden, seeds, 2))
+                    updates = max(2, round(arguments.seconds * trial))
                     case = (name, hidden, seeds, updates)
                     rates: tuple[list[float], list[float]] = ([], [])
                     for _ in range(arguments.rounds):
