@@ -195,7 +195,11 @@ def test_published_values_are_the_defaults(name: str, form: str, started: Starte
         (algorithm.q_loss_coef, algorithm.discount, algorithm.target_aggregation)
         for _, algorithm, _, _ in started
     ]
+    assert run(f"train sorl --env scene-play-singletask-v0 {env} --out x") == 0
+    last = started.pop()
+    assert last[2].environment == env.removeprefix("--env").lstrip(" =")
     coef, discount, aggregation = PUBLISHED[name]
+    assert last[1].q_loss_coef == coef
     assert found == [(coef, discount, aggregation), (7, 0.5, aggregation), (coef, discount, "min")]
 
 

@@ -126,6 +126,10 @@ def test_presets_shared_and_own_values_reach_the_points(
         (0, 1, 2),
         500,
     )
+    # An environment of the user's has no published values.
+    own_environment = ["--env", "gym:tiny_environments:Push-v0", "--data", "mine.npz"]
+    assert run("sorl", "bc", *own_environment, "--out", tmp_path) == 0
+    assert [point.algorithm for point in queued.pop()[1]] == [SORL(), BC()]
     shared = "--hidden 8 8 --learning-rate 1e-3 --budgets 1x1 8x2 --tasks 1 2"
     own = "--set fql.distillation-coef=10 --set sorl.learning_rate=0.5 --set sorl.hidden=4x5"
     assert run(*command.split(), *shared.split(), *own.split(), "--out", tmp_path) == 0

@@ -484,6 +484,84 @@ def test_steps_may_be_counted_in_any_unit(
     assert (made.report.terminated, ends_of(made.path)["rewards"].sum()) == (2, 2)
 
 
+def test_nanoseconds_since_1970_are_steps_like_others(tmp_path: Path) -> None:
+    for first in (0, 1_700_000_000_000_000_000):
+        table = {
+            "observation.state": [[float(row)] for row in range(20)],
+            "action": [[row / 20] for row in range(20)],
+            "next.reward": [0.0] * 20,
+            "episode_index": [0] * 20,
+            "frame_index": [first + 10_000_000 * row for row in range(20)],
+        }
+        pq.write_table(pa.table(table), tmp_path / "log.parquet")
+        report = import_files([tmp_path / "log.parquet"], tmp_path / "out", overwrite=True).report
+        assert (report.seams, report.transitions) == (0, 19)
+
+
+def test_a_cut_costs_a_transition_where_next_observations_are_not_logged(tmp_path: Path) -> None:
+    path = counted((1,), tmp_path / "log.csv", omitted=(2,))
+    report = import_files([path], tmp_path / "out").report
+    assert (report.seams, report.without_successor, report.transitions) == (1, 2, 1 + 2)
+    rows = [[f"{row}", f"{row / 9}", "0", "0", f"{row}", f"{row + 1}"] for row in (0, 1, 3, 4)]
+    head = ["obs_0", "action_0", "reward", "episode", "step", "next_observation"]
+    _columns([head, *rows])(path)
+    keys = ["next_observations=next_observation"]
+    report = import_files([path], tmp_path / "out", keys=keys, overwrite=True).report
+    assert (report.seams, report.without_successor, report.transitions) == (1, 0, 4)
+
+
+@pytest.mark.parametrize("kind", [float, int])
+def test_labels_of_many_digits_stay_apart(kind: type, tmp_path: Path) -> None:
+    labels = [10**16 + number for number in (1, 2, 3, 4) for _ in range(3)]
+    rows = [
+        [f"{row}", f"{row / 12}", "0", f"{label}" + ".0" * (kind is float)]
+        for row, label in enumerate(labels)
+    ]
+    _columns([["obs_0", "action_0", "reward", "episode"], *rows])(tmp_path / "log.csv")
+    if kind is float:
+        assert "log them as integers" in refusal([tmp_path / "log.csv"], tmp_path / "out")
+        return
+    report = import_files([tmp_path / "log.csv"], tmp_path / "out").report
+    assert (report.episodes, report.transitions) == (4, 8)
+
+
+def test_images_are_put_beside_a_state(rng: np.random.Generator, tmp_path: Path) -> None:
+    arrays = {
+        "joints": rng.normal(size=(8, 2)),
+        "frames": rng.integers(0, 256, (8, 4, 4, 3)).astype(np.uint8),
+        "actions": rng.uniform(-1, 1, (8, 1)),
+        "rewards": np.zeros(8),
+        "timeouts": np.arange(8) == 7,
+    }
+    np.savez(tmp_path / "log.npz", allow_pickle=False, **arrays)
+    made = import_files(
+        [tmp_path / "log.npz"], tmp_path / "out", keys=["observations=frames,joints"]
+    )
+    dataset = load_dataset(data=made.path)
+    assert dataset.images is not None
+    np.testing.assert_array_equal(dataset.images.frames, arrays["frames"])
+    np.testing.assert_array_equal(dataset.observations, arrays["joints"].astype(np.float32))
+
+
+def test_no_data_set_without_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = logs.write_npz(tmp_path / "log.npz", LOG)
+    report = tmp_path / "out.report.json"
+    report.write_text("mine")
+    assert f"{report} is there already" in refusal([path], tmp_path / "out")
+    assert report.read_text() == "mine"
+    report.unlink()
+    report.mkdir()
+    assert f"{report} is a folder" in refusal([path], tmp_path / "out", overwrite=True)
+    report.rmdir()
+
+    def full(*_: Any) -> None:
+        raise InputError("Cannot write the report: the disk is full.")
+
+    monkeypatch.setattr("sorl.files.write_json", full)
+    refusal([path], tmp_path / "out")
+    assert sorted(it.name for it in tmp_path.iterdir()) == ["log.npz"]
+
+
 def test_steps_that_do_not_count_are_named_as_the_cause(tmp_path: Path) -> None:
     path = counted((0, 0), tmp_path / "log.csv")
     message = refusal([path], tmp_path / "out")

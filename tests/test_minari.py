@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import json
 import shutil
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -101,12 +103,13 @@ def test_flattening_is_gymnasiums() -> None:
         flatten(space, {"b": ()})
 
 
-@pytest.mark.parametrize("name", [f"minari:{NAME}", "gym:tiny_environments:Push-v0"])
 def test_workers_run_the_environment_in_its_own_units(
-    name: str, sets: tuple[Path, list[dict[str, Any]]]
+    sets: tuple[Path, list[dict[str, Any]]],
 ) -> None:
-    own = make_own(name, {"disable_env_checker": True})
-    assert own.reset(seed=3)[0].shape == (6,)
+    name = "gym:tiny_environments:Push-v0"
+    for same in (f"minari:{NAME}", name):  # this process has imported the module that registers it
+        own = make_own(same, {"disable_env_checker": True})
+        assert own.reset(seed=3)[0].shape == (6,)
     with VectorEnvironment(name, slots=1, workers=1) as environments:
         assert (environments.sizes.action_low, environments.sizes.action_high) == ((-2,), (3,))
         record = environments.reset(0, name, 3)
@@ -138,12 +141,11 @@ def test_training_and_evaluation_by_the_command(
 ) -> None:
     out = tmp_path / "run"
     command = f"""
-        train tiny --env minari:{NAME} --out {out} --updates 4 --log-every 2 --budgets 1x1
-        --episodes 3 --workers 1 --tensorboard False
+        train tiny --env gym:tiny_environments:Push-v0 --data minari:{NAME} --out {out} --updates 4
+        --log-every 2 --budgets 1x1 --episodes 3 --workers 1 --tensorboard False
     """
     assert cli.run(command.split()) == 0
     run = Run.open(out)
-    assert run.config["environment"] == f"minari:{NAME}"
     assert run.config["units"]["action_high"] == [3]
     (row,) = run.evaluations()
     assert (row["episodes"], row["length"]) == (3, 8)
@@ -247,6 +249,64 @@ def test_ports_of_d4rl_with_their_environments(
         assert (row["episodes"], row["length"]) == (2, 7)
     finally:
         shutil.rmtree(folder / "D4RL")
+
+
+@pytest.fixture
+def recorded(
+    sets: tuple[Path, list[dict[str, Any]]],
+) -> Iterator[Callable[..., None]]:
+    """Changes what the set records of its environment."""
+    path = sets[0] / NAME / "data" / "metadata.json"
+    before = path.read_text()
+
+    def change(**changes: Any) -> None:
+        told = json.loads(before)
+        spec = json.loads(told["eval_env_spec"])
+        path.write_text(json.dumps({**told, "eval_env_spec": json.dumps({**spec, **changes})}))
+
+    yield change
+    path.write_text(before)
+
+
+def test_a_set_names_no_code_that_runs(
+    recorded: Callable[..., None],
+    tmp_path: Path,
+    tiny: None,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    mark = tmp_path / "mark"
+    command = f"train tiny --env minari:{NAME} --out {tmp_path / 'run'} --updates 2 --log-every 2"
+    touch = {"entry_point": "subprocess:getoutput", "kwargs": {"cmd": f"touch {mark}"}}
+    for changes in (
+        touch,
+        {"id": "CartPole-v1", **touch},  # registered, as something else
+        {"additional_wrappers": [{"name": "Wrapper", **touch}]},
+    ):
+        recorded(**changes)
+        assert cli.run([*command.split(), "--workers", "1"]) == 2
+        told = capsys.readouterr().err
+        assert "not trusted to name code" in told
+        assert len(told.strip().splitlines()) == 1
+        with pytest.raises(InputError, match="not trusted"):
+            make_own(f"minari:{NAME}", {})
+        assert not mark.exists()
+
+
+def test_recorded_wrappers_that_only_compute_are_put_on(recorded: Callable[..., None]) -> None:
+    with warnings.catch_warnings(action="ignore"):  # of bounds that become float32
+        wrapped = gymnasium.wrappers.RescaleAction(
+            gymnasium.make("Push-v0"),
+            np.float64(0),
+            np.float64(1),  # which JSON can hold
+        )
+        assert wrapped.spec is not None
+        recorded(**json.loads(wrapped.spec.to_json()))
+        own = make_own(f"minari:{NAME}", {})
+    assert (own.action_space.low, own.action_space.high) == (0, 1)
+    # What cannot be made of arguments is one sentence.
+    recorded(kwargs={"unknown": 1})
+    with pytest.raises(InputError, match="cannot be made"):
+        make_own(f"minari:{NAME}", {})
 
 
 def test_names(sets: tuple[Path, list[dict[str, Any]]], tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 import concurrent.futures
 import contextlib
 import errno
+import http.client
 import http.server
 import re
+import ssl
 import subprocess
 import sys
 import threading
@@ -499,6 +501,26 @@ def test_broken_download_is_resumed(server: Server, tmp_path: Path) -> None:
     assert server.requests == [None, "bytes=1000-"]
     assert [path.name for path in folder.iterdir()] == ["pointmaze-medium-navigate-v0.npz"]
     assert (folder / "pointmaze-medium-navigate-v0.npz").read_bytes() == server.content
+
+
+@pytest.mark.parametrize(
+    "error", [ssl.SSLError("bad record"), OSError(errno.EHOSTUNREACH, "No route to host")]
+)
+def test_a_network_that_fails_on_the_way_is_no_disk_that_fails(
+    error: OSError, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, sizes = http.client.HTTPResponse.read, []
+
+    def broken(response: http.client.HTTPResponse, size: int | None = None) -> bytes:
+        sizes.append(size)
+        if len(sizes) > 1:
+            raise error
+        return read(response, 10)
+
+    monkeypatch.setattr(http.client.HTTPResponse, "read", broken)
+    message = refusal(MAZE, folder=tmp_path)
+    assert "the connection broke" in message
+    assert "run again to resume" in message
 
 
 def test_of_two_that_want_the_same_set_one_downloads_it(

@@ -326,6 +326,35 @@ def test_making_shards_goes_on(
     assert len(read) == 7, "what is complete is not read again"
 
 
+def test_a_file_that_has_changed_is_noticed(files_of: list[Path], tmp_path: Path) -> None:
+    copies = [Path(shutil.copy(path, tmp_path / path.name)) for path in files_of]
+    made = tmp_path / "made"
+    shards = make_shards(copies, made)
+    size = copies[1].stat().st_size
+    with np.load(files_of[1], allow_pickle=False) as arrays:
+        np.savez(copies[1], allow_pickle=False, **{**arrays, "rewards": -arrays["rewards"]})
+    assert copies[1].stat().st_size == size
+    with pytest.raises(InputError, match=f"{copies[1]} is another file than when"):
+        make_shards(copies, made)
+    # Shards that were made before contents were kept are known by names and sizes alone.
+    told = json.loads((made / "shards.json").read_text())
+    for shard in told["shards"]:
+        del shard["contents"]
+    (made / "shards.json").write_text(json.dumps(told))
+    assert make_shards(copies, made).fingerprint == shards.fingerprint
+
+
+def test_a_file_by_two_paths_is_one(files_of: list[Path], tmp_path: Path) -> None:
+    folder, first = files_of[0].parent, files_of[0]
+    detour = folder / ".." / folder.name / first.name
+    for twice in ([folder, first], [first, detour]):
+        with pytest.raises(InputError, match="named twice"):
+            make_shards(twice, tmp_path / "made")
+    assert not (tmp_path / "made").exists()
+    with pytest.raises(InputError, match="named twice"):
+        load_dataset(data=[str(first), str(detour)])
+
+
 def test_making_shards_goes_on_after_a_kill_before_the_first_one(
     files_of: list[Path], tmp_path: Path
 ) -> None:

@@ -19,6 +19,7 @@ from sorl.errors import InputError
 
 _SAVING = ".saving-"
 _REMOVING = ".removing-"
+_REPLACED = ".replaced-"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _TOO_MANY = (errno.EMFILE, errno.ENFILE)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -78,12 +79,13 @@ def read_json(path: Path) -> dict[str, Any]:
 def new_folder(path: Path) -> Iterator[Path]:
     """Give an empty folder to fill; when the block ends it becomes `path`, whole.
 
-    An earlier `path` is replaced. When the block raises, the new folder vanishes and the
-    earlier one stays. One process at a time may write a given `path`.
+    An earlier `path` is replaced. When anything fails, the new folder vanishes and the earlier one
+    stays; after a kill between its removal and the new one's naming, the next call or
+    `remove_leftovers` brings it back. One process at a time may write a given `path`.
     """
-    temporary, removed = (path.with_name(prefix + path.name) for prefix in (_SAVING, _REMOVING))
-    for leftover in (temporary, removed):
-        shutil.rmtree(leftover, ignore_errors=True)
+    temporary, replaced = (path.with_name(prefix + path.name) for prefix in (_SAVING, _REPLACED))
+    shutil.rmtree(temporary, ignore_errors=True)
+    _bring_back(replaced, path)
     temporary.mkdir(parents=True)
     try:
         yield temporary
@@ -91,13 +93,22 @@ def new_folder(path: Path) -> Iterator[Path]:
             (_sync_folder if entry.is_dir() else _sync_file)(entry)
         _sync_folder(temporary)
         if path.exists():
-            os.rename(path, removed)
+            os.rename(path, replaced)
         os.rename(temporary, path)
         _sync_folder(path.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
+        _bring_back(replaced, path)
         raise
-    shutil.rmtree(removed, ignore_errors=True)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _bring_back(replaced: Path, path: Path) -> None:
+    """Give a folder that was to be replaced its name again, unless the new one has it."""
+    if path.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+    elif replaced.exists():
+        os.rename(replaced, path)
 
 
 def remove_folder(path: Path) -> None:
@@ -109,7 +120,12 @@ def remove_folder(path: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what a killed process left half-written or half-removed in `folder`."""
+    """Remove what a killed process left half-written or half-removed in `folder`.
+
+    A folder that it was about to replace is there again.
+    """
+    for replaced in folder.glob(f"{_REPLACED}*"):
+        _bring_back(replaced, folder / replaced.name.removeprefix(_REPLACED))
     for prefix in (_SAVING, _REMOVING):
         for leftover in folder.glob(f"{prefix}*"):
             if leftover.is_dir():

@@ -7,6 +7,11 @@ Unlike OGBench's, their actions have any finite bounds and their observations ma
 observations are flattened as `sorl.spaces` tells, for Minari by the space of the data, so that
 entries stand where the policy has learnt them. A policy acts in the user's units (`sorl.units`).
 
+What a data set of Minari records of its environment comes from whoever made it, and Gymnasium
+would import and call what is written there. So it is made only where an environment of that name is
+registered here and is the recorded one: Gymnasium's own, Gymnasium-Robotics', and those of modules
+that are imported already. Others are `gym:module:Name-v0` beside the data.
+
 Success is `info["success"]`, or `info["is_success"]` as others call it, at ANY step of an episode:
 environments such as Gymnasium-Robotics' ant mazes and Adroit's go on after a success.
 """
@@ -25,6 +30,23 @@ from sorl.spaces import take_apart
 
 if TYPE_CHECKING:
     import gymnasium
+    from gymnasium.envs.registration import EnvSpec
+
+_ROBOTICS = "gymnasium_robotics"
+_WRAPPERS = {
+    f"gymnasium.wrappers.{module}:{name}"
+    for module, names in {
+        "transform_action": ("ClipAction", "RescaleAction"),
+        "transform_observation": (
+            "DtypeObservation",
+            "FilterObservation",
+            "FlattenObservation",
+            "RescaleObservation",
+        ),
+    }.items()
+    for name in names
+}
+"""Wrappers that only compute; others write files, or call what they are given."""
 
 
 def registered(environment_id: str) -> str:
@@ -59,17 +81,21 @@ def make_own(environment_id: str, options: dict[str, Any]) -> InOwnUnits:
     try:
         if environment_id.startswith(SCHEME):
             found = open_minari(environment_id)
-            if found.env_spec is None:
+            # Minari tells of the one for evaluation only by making it.
+            recorded = found._eval_env_spec or found.env_spec
+            if recorded is None:
                 raise InputError(
                     f"{environment_id}: its environment is not recorded, so there is none to "
                     "evaluate in: train with --data alone, or name another --env."
                 )
             space = found.observation_space
-            environment = found.recover_environment(eval_env=True, **options)
+            environment = gymnasium.make(_as_registered(environment_id, recorded), **options)
         else:
             name = registered(environment_id.removeprefix("gym:"))
             environment = gymnasium.make(name, **options)
-    except (gymnasium.error.Error, ImportError, AttributeError) as error:
+    except InputError:
+        raise
+    except (gymnasium.error.Error, ImportError, AttributeError, TypeError, ValueError) as error:
         lines = str(error).splitlines()
         reason = lines[0] if lines else type(error).__name__
         raise InputError(
@@ -81,6 +107,34 @@ def make_own(environment_id: str, options: dict[str, Any]) -> InOwnUnits:
     except InputError:
         environment.close()
         raise
+
+
+def _as_registered(environment_id: str, recorded: EnvSpec) -> EnvSpec:
+    """The recorded environment, if it is registered here as what was recorded.
+
+    Raises:
+        InputError: it is not, or stands in wrappers that are not `_WRAPPERS`.
+    """
+    import gymnasium
+
+    if str(recorded.entry_point).startswith(f"{_ROBOTICS}."):
+        importlib.import_module(_ROBOTICS)  # registers its environments
+    here = gymnasium.registry.get(recorded.id)
+    if here is None or here.entry_point != recorded.entry_point:
+        raise InputError(
+            f"The environment of {environment_id} is recorded as {recorded.id} of "
+            f"{recorded.entry_point}, which is not registered here, and a data set is not trusted "
+            f"to name code that runs: evaluate in --env gym:MODULE:{recorded.id}, whose module "
+            f"registers it, with --data {environment_id}."
+        )
+    for wrapper in recorded.additional_wrappers:
+        if wrapper.entry_point not in _WRAPPERS:
+            raise InputError(
+                f"The environment of {environment_id} is recorded in the wrapper {wrapper.name}, "
+                "and a data set is not trusted to name code that runs: register an environment "
+                f"that has it and evaluate in --env gym:MODULE:ID with --data {environment_id}."
+            )
+    return recorded
 
 
 class InOwnUnits:

@@ -21,6 +21,7 @@ from sorl.data.names import EnvironmentName
 from sorl.errors import InputError
 from sorl.jobs.comparison import Score, compare, write_table
 from sorl.jobs.grid import points_of_algorithms, run_queue
+from sorl.own_names import is_own
 from sorl.report.page import write_report
 from sorl.report.results import LAST
 from sorl.types import Budget
@@ -88,8 +89,9 @@ def _built(
     own: Mapping[str, Any],
 ) -> AbstractAlgorithm[Any]:
     """An algorithm with the environment's preset, what all share and its own values, in turn."""
-    dataset = None if environment is None else EnvironmentName.parse(environment).dataset
-    preset = {} if dataset is None else algorithms.preset(name, dataset)
+    preset = {}
+    if environment is not None and not is_own(environment):  # others have no published values
+        preset = algorithms.preset(name, EnvironmentName.parse(environment).dataset)
     known = {field.name for field in dataclasses.fields(kind)}  # pyright: ignore[reportArgumentType]
     missing = [field for field in shared if field not in known]
     if missing:

@@ -203,14 +203,16 @@ def _algorithms() -> list[str]:
 
 
 def _dataset_named(arguments: list[str]) -> str | None:
+    named = None
     for before, after in zip(["", *arguments], arguments, strict=False):
-        value = after if before == "--env" else after.removeprefix("--env=")
-        if before == "--env" or after.startswith("--env="):
-            try:
-                return EnvironmentName.parse(value).dataset
-            except InputError:
-                return None  # said where the value is used
-    return None
+        if before == "--env":
+            named = after
+        elif after.startswith("--env="):
+            named = after.removeprefix("--env=")
+    try:  # of an option that is given twice the last counts
+        return None if named is None else EnvironmentName.parse(named).dataset
+    except InputError:
+        return None  # said where the value is used
 
 
 def _command(default: AbstractAlgorithm[Any]) -> Command:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 import zipfile
 from pathlib import Path
@@ -18,6 +19,12 @@ class ArchiveReader:
     Args:
         path: the file.
 
+    Attributes:
+        path: the file.
+        names: its arrays.
+        contents: SHA-256 in hexadecimal over the names and CRC-32s of its entries, which tells
+            files of different content apart without reading them.
+
     Raises:
         InputError: the file is missing, cannot be opened, or is no readable zip archive.
     """
@@ -26,7 +33,7 @@ class ArchiveReader:
         self.path = path
         try:
             with zipfile.ZipFile(path) as archive:
-                members = archive.namelist()
+                entries = archive.infolist()
         except FileNotFoundError:
             raise InputError(f"{path}: there is no such file.") from None
         except IsADirectoryError:
@@ -39,7 +46,10 @@ class ArchiveReader:
             raise InputError(
                 f"{path}: not a readable .npz file; it is truncated, damaged or of another kind."
             ) from None
+        members = [entry.filename for entry in entries]
         self.names = tuple(name.removesuffix(".npy") for name in members if name.endswith(".npy"))
+        told = repr(sorted((entry.filename, entry.CRC) for entry in entries))
+        self.contents = hashlib.sha256(told.encode()).hexdigest()
 
     def require(self, *names: str) -> None:
         """Check that the file holds these arrays.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -108,6 +109,19 @@ def check_arrays(
         _refuse_other_than_0_and_1(source, f"masks of task {number}", mask)
     rewarded = rewarded.astype(np.float32, copy=False)
     return LoggedArrays(observed, acted, ends, rewarded, masked != 0, numbers)
+
+
+def check_once(sources: Sequence[str]) -> None:
+    """Raise `InputError` where two sources are one, if only by different paths."""
+    places: dict[str, str] = {}
+    for source in sources:
+        place = os.path.realpath(os.path.expanduser(source))
+        if place in places:
+            raise InputError(
+                f"Of the data {', '.join(dict.fromkeys([places[place], source]))} one is named "
+                "twice: name each once."
+            )
+        places[place] = source
 
 
 def check_kind(source: str, name: str, array: np.ndarray, *, kinds: str) -> np.ndarray:

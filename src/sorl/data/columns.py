@@ -172,7 +172,15 @@ def _flags(source: str, name: str, values: Any, rows: int | None) -> np.ndarray:
 
 
 def _labels(source: str, name: str, values: Any) -> np.ndarray:
-    return _one_column(source, name, matrix_of_any(source, name, values))
+    labels = _one_column(source, name, matrix_of_any(source, name, values))
+    if labels.dtype.kind == "f":
+        exact = 2.0 ** (np.finfo(labels.dtype).nmant + 1)
+        if (np.abs(labels) > exact).any():
+            raise InputError(
+                f"{source}: {name} are {labels.dtype} above {exact:.0f}, where whole numbers that "
+                "differ may have become the same: log them as integers, or number from 0."
+            )
+    return labels
 
 
 def matrix_of_any(source: str, name: str, values: Any) -> np.ndarray:

@@ -161,9 +161,17 @@ def _copy(
     with progress:
         task = progress.add_task(name, total=total, completed=start)
         done = start
-        while chunk := response.read(_CHUNK):
+        while chunk := _received(response):
             file.write(chunk)
             done += len(chunk)
             progress.update(task, completed=done)
     if total is not None and done < total:
         raise ConnectionError(f"{done} of {total} bytes have arrived")
+
+
+def _received(response: http.client.HTTPResponse) -> bytes:
+    """What has arrived; whatever the network raises is a `ConnectionError`, unlike the disk's."""
+    try:
+        return response.read(_CHUNK)
+    except OSError as error:
+        raise ConnectionError(str(error) or type(error).__name__) from error

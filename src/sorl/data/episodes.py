@@ -44,7 +44,8 @@ class Logged(NamedTuple):
         terminated: number of episodes that end by a termination.
         without_successor: last steps that were lost, because nobody knows what came after.
         seams: places inside an episode where the next observation, or the count of steps, does not
-            go on; an episode was cut there and nothing was lost.
+            go on; an episode was cut there. Where next observations are logged nothing was lost by
+            it, else the transition across the cut, which is among `without_successor` too.
         too_short: episodes left out, because nothing was left of them.
         both_as_terminations: rows logged as terminations and as truncations, taken as the former.
         both_as_truncations: likewise, taken as the latter.
@@ -224,9 +225,11 @@ def _ends(columns: Columns, terminated: np.ndarray) -> tuple[np.ndarray, np.ndar
         ends[:-1] |= columns.episodes[1:] != columns.episodes[:-1]
     stated = ends.copy()
     if columns.steps is not None:
-        rises = np.diff(columns.steps.astype(np.float64))
+        # Nanoseconds since 1970 are whole numbers that floats would round.
+        whole = columns.steps.dtype.kind in "iub"
+        rises = np.diff(columns.steps.astype(np.int64 if whole else np.float64))
         inside = rises[(rises > 0) & ~stated[:-1]]
-        ends[:-1] |= rises != inside.min(initial=np.inf)
+        ends[:-1] |= rises != inside.min() if inside.size else True
     if columns.next_observations is not None:
         after = columns.observations[1 : len(ends)]
         ends[:-1] |= (columns.next_observations[:-1] != after).any(axis=1)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
+from sorl.data.checks import check_once
 from sorl.data.dataset import Dataset, Mixture
 from sorl.data.images import Images
 from sorl.errors import InputError
@@ -66,8 +67,7 @@ def mix(
             f"Only some of the data have a weight: give one to {names[known.index(False)]} too, "
             "such as FILE:0.5, or to none."
         )
-    if len(set(names)) < len(names):
-        raise InputError(f"Of the data {', '.join(names)} one is named twice: name each once.")
+    check_once(names)
     first = datasets[0]
     for dataset, name in zip(datasets[1:], names[1:], strict=True):
         for what, one, other in (

@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from sorl import files
+from sorl.data.archive import ArchiveReader
+from sorl.data.checks import check_once
 from sorl.data.dataset import Dataset
 from sorl.data.names import NUMBER_OF_TASKS, EnvironmentName
 from sorl.data.shards import (
@@ -39,7 +41,7 @@ def make_shards(
 
     Args:
         sources: `.npz` files of one kind of data, or folders of them, whose files are taken in the
-            order of their names, those that end in `-val.npz` left out.
+            order of their names, those that end in `-val.npz` left out. Each may come once.
         out: folder to make or to complete.
         environment: OGBench name, for files without rewards.
         tasks: tasks whose rewards are kept; with an environment all five when None.
@@ -89,6 +91,7 @@ def _files_of(sources: Sequence[Path]) -> list[Path]:
         found += inside
     if not found:
         raise InputError("Name at least one .npz file, or a folder of them.")
+    check_once([str(path) for path in found])
     return found
 
 
@@ -113,6 +116,13 @@ def _begun(
             f"{out} holds shards of other files, tasks or another environment: choose another "
             "--out, or remove it."
         )
+    for shard, path in zip(made.shards, paths, strict=False):
+        # A corrected file is often as large as before.
+        if shard.contents not in ("", ArchiveReader(path).contents):
+            raise InputError(
+                f"{path} is another file than when {out} was begun: choose another --out, or "
+                "remove that."
+            )
     return made
 
 
@@ -143,6 +153,7 @@ def _write(folder: Path, path: Path, dataset: Dataset) -> Shard:
         name=folder.name,
         source=path.name,
         bytes=path.stat().st_size,
+        contents=ArchiveReader(path).contents,
         rows=len(rows),
         episodes=len(last),
         largest_rewards=tuple(np.asarray(dataset.largest_rewards).tolist()),

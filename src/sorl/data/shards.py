@@ -55,6 +55,8 @@ class Shard(NamedTuple):
         largest_rewards: the largest magnitude of a reward of each task.
         success_rows: transitions that solve each task.
         fingerprint: of its content, see `sorl.data.summary.fingerprint`.
+        contents: what that file holds, see `sorl.data.archive.ArchiveReader`; empty where shards
+            were made before this was kept.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Shard(NamedTuple):
     largest_rewards: tuple[float, ...]
     success_rows: tuple[int, ...]
     fingerprint: str
+    contents: str = ""
 
     @property
     def transitions(self) -> int:

@@ -6,6 +6,7 @@ numbers.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,7 +35,8 @@ class CsvLog(Log):
     def stretches(self, wanted: Sequence[str]) -> Iterator[Mapping[str, np.ndarray]]:
         """One stretch: all rows."""
         places = [list(self.keys).index(name) for name in wanted]
-        parts, cells, lines, width = [], [], [], len(self.keys)
+        parts: list[list[np.ndarray]] = []
+        cells, lines, width = [], [], len(self.keys)
         with damaged_if_it_raises(self.path), _opened(self.path) as file:
             reader = csv.reader(file, delimiter=self.delimiter, strict=True)
             next(reader)
@@ -49,26 +51,28 @@ class CsvLog(Log):
                 cells.append([row[place] for place in places])
                 lines.append(reader.line_num)
                 if len(cells) == _ROWS_AT_ONCE:
-                    parts.append(self._numbers(cells, wanted, lines))
+                    parts.append(self._columns(cells, wanted, lines))
                     cells, lines = [], []
-            parts.append(self._numbers(cells, wanted, lines))
-        table = np.concatenate(parts)
-        yield {name: table[:, place] for place, name in enumerate(wanted)}
+            if cells or not parts:
+                parts.append(self._columns(cells, wanted, lines))
+        columns = map(np.concatenate, zip(*parts, strict=True))
+        yield dict(zip(wanted, columns, strict=True))
 
-    def _numbers(
+    def _columns(
         self, cells: list[list[str]], wanted: Sequence[str], lines: Sequence[int]
-    ) -> np.ndarray:
-        if not cells:
-            return np.zeros((0, len(wanted)))
-        try:
-            return np.array(cells, np.float64)
-        except ValueError:
-            return np.array(
-                [
-                    [self._number(cell, name, line) for cell, name in zip(row, wanted, strict=True)]
-                    for row, line in zip(cells, lines, strict=True)
-                ]
-            )
+    ) -> list[np.ndarray]:
+        columns = zip(*cells, strict=True) if cells else [()] * len(wanted)
+        return [
+            self._column(column, name, lines) for name, column in zip(wanted, columns, strict=True)
+        ]
+
+    def _column(self, cells: Sequence[str], name: str, lines: Sequence[int]) -> np.ndarray:
+        # Whole numbers stay so: labels of 17 digits would not differ as floats.
+        for kind in (np.int64, np.float64):
+            with contextlib.suppress(ValueError, OverflowError):
+                return np.array(cells, kind)
+        pairs = zip(cells, lines, strict=True)
+        return np.array([self._number(cell, name, line) for cell, line in pairs])
 
     def _number(self, cell: str, name: str, line: int) -> float:
         try:

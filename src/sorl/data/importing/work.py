@@ -78,7 +78,7 @@ def import_files(
         standardize: likewise.
         like: a data set whose units are taken, so that both can be mixed; instead of the three
             arguments before.
-        overwrite: replace a data set that is there, if it is none of the files.
+        overwrite: replace a data set or a report that is there, if it is none of the files.
         on_progress: called with how many files are read and how many there are.
 
     Raises:
@@ -89,11 +89,14 @@ def import_files(
     path = out if out.suffix == ".npz" else out.with_name(f"{out.name}.npz")
     report_path = path.with_name(f"{path.stem}.report.json")
     found = _files(paths)
-    if os.path.exists(path):
-        if any(os.path.samefile(path, file) for file in found):
-            raise InputError(f"{path} is the log itself: choose another --out.")
+    for there in filter(os.path.exists, (path, report_path)):
+        if any(os.path.samefile(there, file) for file in found):
+            raise InputError(f"{there} is the log itself: choose another --out.")
         if not overwrite:
-            raise InputError(f"{path} is there already: choose another --out, or --overwrite it.")
+            raise InputError(f"{there} is there already: choose another --out, or --overwrite it.")
+        if there.is_dir():
+            raise InputError(f"{there} is a folder: choose another --out.")
+    replacing = path.exists()
     if like is not None and (standardize or action_low is not None or action_high is not None):
         raise InputError(
             "A data set that units are taken from decides ranges and standardisation: leave them "
@@ -143,7 +146,12 @@ def import_files(
     there = dict.fromkeys(key for log in logs for key in log.keys)
     report = inspect(logged, units, unused=[key for key in there if key not in used])
     write_dataset(path, logged, origin)
-    files.write_json(report_path, {"data": path.name, "keys": origin.keys, **report.as_json()})
+    try:
+        files.write_json(report_path, {"data": path.name, "keys": origin.keys, **report.as_json()})
+    except BaseException:
+        if not replacing:
+            path.unlink()
+        raise
     return Imported(path, report_path, origin, report)
 
 
@@ -193,11 +201,26 @@ def _columns(log: Log, mapped: Mapped, given: Mapped) -> Iterator[Columns]:
 
 def _joined(
     source: str, role: str, names: Sequence[str], arrays: Mapping[str, np.ndarray]
-) -> np.ndarray:
+) -> np.ndarray | dict[str, np.ndarray]:
+    """One array of several, side by side; an image beside others is the image of a state."""
     if len(names) == 1:
         return arrays[names[0]]
     if role not in ("observations", "next_observations", "actions"):
         raise InputError(f"{source}: {role} are one array, not {', '.join(names)}.")
+    frames = [name for name in names if _are_images(arrays[name])]
+    if len(frames) == 1 and role != "actions":
+        image, others = frames[0], [name for name in names if name not in frames]
+        return {"image": arrays[image], "state": _side_by_side(source, role, others, arrays)}
+    return _side_by_side(source, role, names, arrays)
+
+
+def _are_images(array: np.ndarray) -> bool:
+    return array.dtype == np.uint8 and array.ndim == 4
+
+
+def _side_by_side(
+    source: str, role: str, names: Sequence[str], arrays: Mapping[str, np.ndarray]
+) -> np.ndarray:
     parts = [matrix(source, name, arrays[name]) for name in names]
     lengths = {name: len(part) for name, part in zip(names, parts, strict=True)}
     if len(set(lengths.values())) > 1:
