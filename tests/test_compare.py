@@ -213,7 +213,8 @@ def test_the_table_of_a_comparison_that_was_stopped_and_of_one_that_diverged(
     out = capsys.readouterr().out
     table = [" ".join(line.split()) for line in out[out.rindex("  algorithm ") :].splitlines()]
     assert table[2] == "tiny 1x1 * - - - -"
-    assert "Members that diverged, scored by their last good state: tiny (2)." in table
+    assert "Diverged before the end, so without a score: tiny (2)." in table
+    assert "scored by their last good state" not in out
     assert run(*command, *OPTIONS.split(), "--episodes", 2, "--out", tmp_path) == 0
     assert len(tables.read_rows(tmp_path / "compare.csv")) == 2
 

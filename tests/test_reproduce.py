@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -327,6 +329,10 @@ def test_figure_1_says_whether_success_rises() -> None:
     assert "11% [10, 12], 21% [20, 22], 41% [40, 42], 81% [80, 82]" in sentence
     assert "rises at 3 of 3 doublings" in sentence
     assert "with probability 100% [100, 100]" in sentence
+    late = made_rows(lambda row: float(row["update"] == 3), budgets=SINGLE)
+    assert (
+        "(the last evaluation alone: 100%, 100%, 100%, 100%)" in figure1.findings(late, LAPTOP)[0]
+    )
     falling = made_rows(lambda row: 1 / row["steps"], budgets=SINGLE)
     assert "rises at 0 of 3" in figure1.findings(falling, LAPTOP)[0]
 
@@ -545,6 +551,38 @@ def test_every_page_tells_of_members_that_diverged(target: str, tmp_path: Path) 
     # As many as the method has runs here: 4 of M^BTT times 2 of units, or one.
     assert told.count(one) == (1 if target.startswith("table") else 8)
     assert ("M^BTT 4, units 64)" in told) == target.startswith("figure")
+
+
+def test_a_page_tells_after_how_many_updates_a_run_was_scored_that_ended_early(
+    tmp_path: Path,
+) -> None:
+    found = table_rows((2,))
+    ended = [row for row in found.rows if row["method"] == "sorl"]
+    early = min(row["update"] for row in ended)
+    end = max(row["update"] for row in found.rows)
+    kept = [row for row in found.rows if row not in ended or row["update"] == early]
+    for row in kept:
+        row["stopped"] = int(row["method"] in ("sorl", "bc"))
+    rows = Rows(kept)
+    origin = results.origin_of(table1.EXPERIMENT, LAPTOP, rows, [provenance.provenance()])
+    results.keep(tmp_path, rows, origin)
+    results.draw(tmp_path, "table1", table1.EXPERIMENT, LAPTOP)
+    page = (tmp_path / "README.md").read_text()
+    where = f"last evaluated after {early:,} of {end:,} updates)"
+    assert f"sorl on cube-single-play (task 2, seed 0, {where}" in page
+    assert "bc on cube-single-play (task 2, seed 0);" in page
+
+
+@pytest.mark.parametrize("target", ["figure1", "figure2", "figure4", "figure5", "table1", "table2"])
+def test_a_page_of_runs_that_all_diverged_before_an_evaluation(target: str, tmp_path: Path) -> None:
+    origin = results.origin_of(experiment(target), LAPTOP, Rows([]), [provenance.provenance()])
+    results.keep(tmp_path, Rows([]), origin)
+    (tmp_path / "figure.png").touch()  # of what was there before
+    results.draw(tmp_path, target, experiment(target), LAPTOP)
+    page = (tmp_path / "README.md").read_text()
+    assert "Every run diverged before its first evaluation" in page
+    assert "![" not in page
+    assert not (tmp_path / "figure.png").exists()
 
 
 def test_a_page_that_cannot_be_written_is_told_as_that(tmp_path: Path) -> None:
@@ -855,6 +893,19 @@ def test_the_results_of_one_scale_are_not_drawn_as_another(
         redraw(task, "figure1")
 
 
+def test_results_of_one_scale_do_not_take_the_place_of_another_s(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("figure5", "theorem2", "tables3-5"):
+        folder = tmp_path / "results" / name
+        results.keep(folder, Rows([]), {"scale": "gpu-hour", "rows": 0})
+        before = tree(folder)
+        options = ["--out", str(tmp_path / "out"), "--results", str(tmp_path / "results")]
+        assert cli.run(["reproduce", name, *options]) == 2
+        assert "are of scale gpu-hour, and those of laptop would" in capsys.readouterr().err
+        assert tree(folder) == before
+
+
 def test_where_runs_are_made_is_chosen_at_the_command_line(
     target: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -866,7 +917,7 @@ def test_where_runs_are_made_is_chosen_at_the_command_line(
     assert "--array=0-1" in text
     assert "--gres=gpu:1" in text
     assert "--time=1:00:00" in text
-    folders = Path(f"{script}.folders").read_text().split()
+    folders = shlex.split(text[text.index("folders=(") + 9 : text.index("\n)\n")])
     read = [Work.read(folder) for folder in folders]
     assert [work.name for work in read] == [
         f"{Path(folder).name} {varied}".strip()
@@ -927,6 +978,18 @@ def test_times_of_another_machine_or_version_are_not_taken(
     monkeypatch.setattr(figure3, "cores", lambda: 1000)
     monkeypatch.setattr(provenance, "versions", dict)
     assert len({here, there, pieces()}) == 3
+    # A GPU is told by its name, wherever it stands in its machine.
+    tool = tmp_path / "nvidia-smi"
+    names = "*=name*--id=0) echo H200;; *=name*--id=1) echo L4;;"
+    tool.write_text(f'#!/bin/sh\ncase "$*" in {names} esac\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    of_gpus = []
+    for visible in ("", "0", "1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        of_gpus.append(pieces())
+    assert len(set(of_gpus)) == 3
 
 
 def test_flops_of_figure_3_are_those_of_its_updates() -> None:

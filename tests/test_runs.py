@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shutil
 import struct
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import sorl
 from sorl import files, provenance, tables
 from sorl.errors import InputError
 from sorl.recorder import DashboardWarning, Recorder
@@ -332,12 +334,27 @@ def test_the_lock_holds_within_one_process_too(run: Run) -> None:
 
 def test_provenance_is_complete_and_json() -> None:
     found = json.loads(json.dumps(provenance.provenance()))
-    assert {"python", "sorl", "jax", "equinox", "optax", "numpy"} <= found["versions"].keys()
+    assert {"python", "sorl", "sorl source", "jax", "equinox", "optax", "numpy"} <= found[
+        "versions"
+    ].keys()
     assert found["machine"]["cores"] >= 1
     assert found["machine"]["memory_gib"] > 0
     assert found["machine"]["devices"]
     assert found["machine"]["processor"]
     assert found["created"].endswith("+00:00")
+
+
+def test_the_source_tells_changed_code_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(Path(sorl.__file__).parent, tmp_path / "sorl")
+    here = provenance.source()
+    changed = tmp_path / "sorl" / "data" / "play.py"
+    monkeypatch.setattr(sorl, "__file__", str(tmp_path / "sorl" / "__init__.py"))
+    source = provenance.source.__wrapped__  # what is there now, not what was at first
+    assert source() == here
+    changed.write_text("")
+    assert source() != here
 
 
 def test_importing_runs_does_not_import_jax() -> None:

@@ -76,6 +76,20 @@ def test_each_task_performs_its_own_work(works: list[Work], tools: Path, tmp_pat
     assert not (tools / "asked").exists()
 
 
+def test_another_script_in_the_same_place_changes_nothing_for_an_array_that_waits(
+    works: list[Work], tools: Path, tmp_path: Path
+) -> None:
+    script = slurm.write(works, tmp_path / "script.sh")
+    kept = tmp_path / "as slurm keeps it"
+    kept.write_bytes(script.read_bytes())
+    slurm.write(works[2:], script)
+    for one in works:
+        (one.folder / "end").touch()
+    for place, one in enumerate(works):
+        assert begin(kept, place, tools).wait(20) == 3
+        assert json.loads((one.folder / "seen.json").read_text())[-1] == str(one.folder)
+
+
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
 def test_a_signal_is_passed_on_once_and_only_the_time_limit_asks_for_another_turn(
     works: list[Work], tools: Path, tmp_path: Path, number: signal.Signals
@@ -120,7 +134,7 @@ def test_options_stand_in_the_head(works: list[Work], tmp_path: Path) -> None:
         "--mem=8G",
         "--partition=long one",
         "--signal=B:USR1@90",
-        f"--output={tmp_path}/50%% of.sh.logs/%a.txt",
+        f"--output={tmp_path}/50%% of.sh.logs/%A_%a.txt",
     }
     assert expected <= set(given)
     assert (tmp_path / "50% of.sh.logs").is_dir()

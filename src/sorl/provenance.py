@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import datetime
+import functools
+import hashlib
 import importlib.metadata
 import os
 import platform
 from pathlib import Path
 from typing import Any
 
+import sorl
 from sorl.platform import cores
 
 LIBRARIES = (
@@ -33,14 +36,24 @@ def provenance() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, of sorl and of the installed libraries that decide a result."""
-    found = {"python": platform.python_version()}
+    """Versions of Python, sorl, its `source`, and the installed libraries that decide results."""
+    found = {"python": platform.python_version(), "sorl source": source()}
     for name in LIBRARIES:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+@functools.cache
+def source() -> str:
+    """Twelve digits that tell apart the code of one version: SHA-256 over sorl's Python files."""
+    folder = Path(sorl.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
 
 
 def machine() -> dict[str, Any]:

@@ -155,12 +155,17 @@ def _print(scores: Sequence[Score]) -> None:
         f"{max(score.episodes for score in scores):,} episodes in one evaluation of a budget."
     )
     print(f"* the algorithm's own budget. The interval is a bootstrap over seeds of the {last}.")
-    stopped = [f"{score.point.name} ({score.stopped})" for score in scores if score.stopped]
-    if stopped:
-        print(
-            "Members that diverged, scored by their last good state: "
-            f"{', '.join(dict.fromkeys(stopped))}."
-        )
+    for scored, what in (
+        (True, "Members that diverged, scored by their last good state"),
+        (False, "Diverged before the end, so without a score"),
+    ):
+        stopped = [
+            f"{score.point.name} ({score.stopped})"
+            for score in scores
+            if score.stopped and scored != math.isnan(score.success)
+        ]
+        if stopped:
+            print(f"{what}: {', '.join(dict.fromkeys(stopped))}.")
 
 
 def _percent(value: float) -> str:

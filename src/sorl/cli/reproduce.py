@@ -84,9 +84,6 @@ def _reproduce(
             reproduce.redraw(task, target)
             print(f"wrote {task.results / target}")
         return
-    if launch == "slurm":
-        _write_slurm(task, list(itertools.chain(*sbatch)))
-        return
 
     def launched(works: Sequence[Work]) -> Sequence[Standing]:
         if launch == "ray":
@@ -101,6 +98,9 @@ def _reproduce(
     with files.explained("create", task.store):
         task.store.mkdir(parents=True, exist_ok=True)
     with locked(task.store):
+        if launch == "slurm":
+            _write_slurm(task, list(itertools.chain(*sbatch)))
+            return
         standings, drawn = reproduce.reproduce(task, launched, show_progress)
     for target in drawn:
         print(f"wrote {task.results / target}")

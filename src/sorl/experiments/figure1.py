@@ -60,9 +60,10 @@ def findings(rows: Rows, scale: Scale) -> list[str]:
         rises = sum(after > before for before, after in itertools.pairwise(means))
         better = parts[-1].better_than(parts[0])
         found.append(
-            f"{environment}: {values} with {', '.join(map(str, STEPS))} steps: it rises at "
-            f"{rises} of {len(STEPS) - 1} doublings. A run with {STEPS[-1]} steps is better than "
-            f"one with {STEPS[0]} with probability {looks.percent_interval(better)}."
+            f"{environment}: {values} with {', '.join(map(str, STEPS))} steps "
+            f"{looks.of_last(parts)}: it rises at {rises} of {len(STEPS) - 1} doublings. A run "
+            f"with {STEPS[-1]} steps is better than one with {STEPS[0]} with probability "
+            f"{looks.percent_interval(better)}."
         )
     return found
 

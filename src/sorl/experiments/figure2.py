@@ -91,10 +91,11 @@ def findings(rows: Rows, scale: Scale) -> list[str]:
         whole = looks.percent_interval(full.estimate())
         for trained in TRAINED:
             alone = here.where(backprop_steps=trained, best_of=1)
-            values = (alone.where(steps=k).estimate() for k in STEPS)
+            parts = [alone.where(steps=k) for k in STEPS]
+            values = (part.estimate() for part in parts)
             found.append(
                 f"{environment}, M^BTT = {trained}, one candidate in {', '.join(map(str, STEPS))} "
-                f"steps: {', '.join(map(looks.percent_interval, values))}."
+                f"steps: {', '.join(map(looks.percent_interval, values))} {looks.of_last(parts)}."
             )
             at = here.where(backprop_steps=trained, steps=most)
             single = at.where(best_of=1)
@@ -102,13 +103,15 @@ def findings(rows: Rows, scale: Scale) -> list[str]:
             if not (full and single and all(by)):
                 continue
             gain = by[0].better_than(single)
-            texts = [looks.percent_interval(part.estimate()) for part in (single, *by)]
+            parts = [single, *by]
+            texts = [looks.percent_interval(part.estimate()) for part in parts]
             reference = f"; M^BTT = {TRAINED[-1]} reaches {whole} with one"
             found.append(
                 f"{environment}, M^BTT = {trained}, {most} steps: one candidate {texts[0]}, best "
-                f"of {BEST_OF} {texts[1]}, {CHOICES[1]} of {BEST_OF} {texts[2]}"
-                f"{'' if trained == TRAINED[-1] else reference}. Best-of-{BEST_OF} beats one "
-                f"candidate with probability {looks.percent_interval(gain)}."
+                f"of {BEST_OF} {texts[1]}, {CHOICES[1]} of {BEST_OF} {texts[2]} "
+                f"{looks.of_last(parts)}{'' if trained == TRAINED[-1] else reference}. "
+                f"Best-of-{BEST_OF} beats one candidate with probability "
+                f"{looks.percent_interval(gain)}."
             )
     return found
 

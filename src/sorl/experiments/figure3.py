@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sorl import algorithms, provenance
+from sorl import algorithms, gpus, provenance
 from sorl.arithmetic import Arithmetic
 from sorl.experiments import looks
 from sorl.experiments.cost import flops_of_update
@@ -50,7 +50,7 @@ class Setting:
         updates: updates of one turn.
         turns: timed turns of each method.
         calls: timed decisions of each method and number of steps.
-        where: the processor, the number of cores, and versions.
+        where: the processor, the number of cores, the GPUs, and versions.
         arithmetic: in which numbers networks are multiplied in training.
     """
 
@@ -85,7 +85,7 @@ def _here() -> tuple[str, ...]:
     versions = provenance.versions()
     named = (f"{name} {versions.get(name)}" for name in ("jax", "jaxlib", "sorl"))
     platforms = os.environ.get("JAX_PLATFORMS", "")
-    return (provenance.processor(), f"{cores()} cores", platforms, *named)
+    return (provenance.processor(), f"{cores()} cores", *gpus.names(), platforms, *named)
 
 
 def flops(setting: Setting) -> float:

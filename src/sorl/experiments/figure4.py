@@ -66,8 +66,9 @@ def findings(rows: Rows, scale: Scale) -> list[str]:
             better = parts[-1].better_than(parts[0])
             found.append(
                 f"{environment}, {label} at inference: {values} for M^BTT = "
-                f"{', '.join(map(str, TRAINED))}. M^BTT = {TRAINED[-1]} beats {TRAINED[0]} with "
-                f"probability {looks.percent_interval(better)}."
+                f"{', '.join(map(str, TRAINED))} {looks.of_last(parts)}. "
+                f"M^BTT = {TRAINED[-1]} beats {TRAINED[0]} with probability "
+                f"{looks.percent_interval(better)}."
             )
     return found
 

@@ -66,9 +66,12 @@ def findings(rows: Rows, scale: Scale) -> list[str]:
         widths = sorted(mine["sorl"].values("actor_width"))
         names = ", ".join(f"{width:g}" for width in widths)
         for method in METHODS:
-            values = [mine[method].where(actor_width=width).estimate() for width in widths]
-            texts = ", ".join(map(looks.percent_interval, values))
-            found.append(f"{environment}, {method.upper()}: {texts} with {names} units.")
+            parts = [mine[method].where(actor_width=width) for width in widths]
+            texts = ", ".join(looks.percent_interval(part.estimate()) for part in parts)
+            found.append(
+                f"{environment}, {method.upper()}: {texts} with {names} units "
+                f"{looks.of_last(parts)}."
+            )
         for width in widths:
             pair = [mine[method].where(actor_width=width) for method in METHODS]
             if all(pair):

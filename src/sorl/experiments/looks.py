@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sorl.experiments.rows import Rows
 from sorl.report.drawing import SERIES, Style, percent, percent_interval
 from sorl.report.statistics import Estimate
 
@@ -41,6 +42,12 @@ def panels(titles: Sequence[str], note: str, *, width: float = 4.6) -> tuple[Fig
     lines = (textwrap.fill(part, int(_PER_INCH * width)) for part in note.splitlines())
     figure.supxlabel("\n".join(lines), fontsize=7, color="0.35", x=0.01, ha="left")
     return figure, every[: len(titles)]
+
+
+def of_last(parts: Sequence[Rows]) -> str:
+    """What the last evaluation alone says; means of three lag behind where success still rises."""
+    values = (percent(float(part.last().estimate().value)) for part in parts)
+    return f"(the last evaluation alone: {', '.join(values)})"
 
 
 def success_axis(axes: Axes) -> None:

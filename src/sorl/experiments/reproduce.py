@@ -109,15 +109,15 @@ def reproduce(
 
     Raises:
         InputError: a measurement needs what is not installed, results would take the place of
-            those of more data sets, see `prepare_data`, or whatever a measurement raises.
+            those of more data sets or of another scale, see `prepare_data`, or whatever a
+            measurement raises.
         WorkerError: see `prepare_data`.
     """
     for target in task.targets:
         measurement = experiment(target).measurement
         if measurement is not None:
             measurement.check()  # before hours of training
-        if experiment(target).cells(task.scale):
-            results.check_room(task.results / target, task.scale)
+        results.check_room(task.results / target, task.scale)
     cells = task.cells()
     works = prepare_data(task, cells, progress)
     standings = list(launch(works)) if works else []

@@ -88,6 +88,12 @@ def _draw(
     rows: Rows,
 ) -> None:
     parts = [f"# {experiment.title}", _note(experiment, origin, rows)]
+    if origin["parts"] and not rows:
+        parts.append("Every run diverged before its first evaluation, so nothing was scored.")
+        with files.explained("write", folder / FIGURE):
+            (folder / FIGURE).unlink(missing_ok=True)
+        files.write_text(folder / PAGE, "\n\n".join(parts) + "\n")
+        return
     if experiment.draw is not None:
         figure = experiment.draw(rows, "\n".join((experiment.title, _short_note(origin))))
         temporary = folder / f".saving-{FIGURE}"
@@ -114,8 +120,12 @@ def _draw(
 
 
 def _stopped(rows: Rows) -> list[str]:
-    """The members that diverged, told apart by what their method's runs differ in."""
+    """The members that diverged, told apart by what their method's runs differ in.
+
+    Where a whole run did, its last evaluation came before those of the others.
+    """
     found = []
+    end = max((row["update"] for row in rows.rows), default=0)
     for row in rows.where(stopped=1).rows:
         mine = rows.where(method=row["method"])
         places = {"task": "task", "seed": "seed"}
@@ -123,19 +133,32 @@ def _stopped(rows: Rows) -> list[str]:
             if len(mine.values(column)) > 1:
                 places[column] = word
         where = ", ".join(f"{word} {row[column]:g}" for column, word in places.items())
+        last = max(
+            other["update"] for other in mine.rows if all(other[c] == row[c] for c in places)
+        )
+        if last < end:
+            where += f", last evaluated after {last:,.0f} of {end:,.0f} updates"
         found.append(f"{row['method']} on {row['environment']} ({where})")
     return list(dict.fromkeys(found))
 
 
 def check_room(folder: Path, scale: Scale) -> None:
-    """Results of some data sets must not take the place of results of more.
+    """Results must not take the place of another scale's, nor those of some data sets of more.
 
     Raises:
         InputError: they would.
     """
-    if not scale.only or not (folder / ORIGIN).exists():
+    if not (folder / ORIGIN).exists():
         return
-    kept = files.read_json(folder / ORIGIN).get("only")
+    before = files.read_json(folder / ORIGIN)
+    if before.get("scale") != scale.name:
+        raise InputError(
+            f"The results in {folder} are of scale {before.get('scale')}, and those of "
+            f"{scale.name} would take their place: name another --results."
+        )
+    if not scale.only:
+        return
+    kept = before.get("only")
     if kept is None or not set(kept) <= set(scale.only):
         raise InputError(
             f"The results in {folder} are of {', '.join(kept or ['all data sets'])}, and those of "

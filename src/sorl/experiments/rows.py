@@ -42,6 +42,13 @@ class Rows:
         """Those whose columns have these values."""
         return Rows([row for row in self.rows if all(row.get(k) == v for k, v in values.items())])
 
+    def last(self) -> Rows:
+        """Those of the last update that there is of their environment."""
+        ends: dict[str, float] = {}
+        for row in self.rows:
+            ends[row["environment"]] = max(row["update"], ends.get(row["environment"], 0))
+        return Rows([row for row in self.rows if row["update"] == ends[row["environment"]]])
+
     def values(self, column: str) -> list[Any]:
         """The different values of a column, in the order of their appearance."""
         return list(dict.fromkeys(row[column] for row in self.rows if column in row))

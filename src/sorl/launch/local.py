@@ -9,11 +9,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import shutil
 import subprocess
 import time
 from collections.abc import Sequence
 
+from sorl import gpus
 from sorl.errors import InputError
 from sorl.interruption import Interruption
 from sorl.launch import process
@@ -43,8 +43,8 @@ class Slot:
 
 def slots_here(works: int) -> list[Slot]:
     """A slot for each GPU; without one, the cores shared evenly among at most `works` slots."""
-    if gpus := _gpus():
-        return [Slot(f"GPU {gpu}", gpu=gpu) for gpu in gpus]
+    if visible := gpus.visible():
+        return [Slot(f"GPU {gpu}", gpu=gpu) for gpu in visible]
     try:
         cores = sorted(os.sched_getaffinity(0))
     except AttributeError:  # only Linux can bind a process to cores
@@ -152,21 +152,3 @@ def _begin(work: Work, slot: Slot) -> subprocess.Popen[bytes]:
     if slot.gpu is not None:
         environment = {**os.environ, "CUDA_VISIBLE_DEVICES": slot.gpu}
     return process.begin(work.folder, cores=slot.cores, environment=environment)
-
-
-def _gpus() -> list[str]:
-    """What CUDA_VISIBLE_DEVICES may be set to, for each GPU that this process may use."""
-    if os.environ.get("JAX_PLATFORMS") == "cpu":
-        return []
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [gpu for gpu in visible.split(",") if gpu not in ("", "-1")]
-    if shutil.which("nvidia-smi") is None:
-        return []
-    listed = subprocess.run(
-        ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return listed.stdout.split() if listed.returncode == 0 else []

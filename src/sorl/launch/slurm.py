@@ -1,8 +1,10 @@
-"""The works of a launch as a SLURM job array: a script to submit, and the list of folders it reads.
+"""The works of a launch as a SLURM job array: a script to submit.
 
 PATH            the script: `sbatch PATH`; submitted again, it goes on and does nothing twice
-PATH.folders    the folder of each task of the array, a line each
 PATH.logs/      what SLURM and the script say; a work's own log is `log.txt` in its folder
+
+The folders of the tasks stand in the script, of which SLURM keeps a copy: another script written to
+the same PATH changes nothing for an array that waits or is begun again.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ _SECONDS_TO_SAVE = 90
 # script alone; only then does it ask for another turn, since SLURM requeues what it preempts, and
 # what was cancelled shall stay so.
 _BODY = """
-mapfile -t folders < {folders}
+folders=(
+{folders}
+)
 folder=${{folders[$SLURM_ARRAY_TASK_ID]}}
 again=
 trap : TERM
@@ -103,7 +107,7 @@ def write(
         f"--cpus-per-task={cores}",
         *([f"--gres=gpu:{gpus}"] if gpus else []),
         *([] if memory is None else [f"--mem={memory}"]),
-        f"--output={str(logs).replace('%', '%%')}/%a.txt",
+        f"--output={str(logs).replace('%', '%%')}/%A_%a.txt",
         *options,
     ]
     for text in (*folders, *wanted, sys.executable):
@@ -111,11 +115,10 @@ def write(
             raise InputError(f"A SLURM script cannot hold {text!r}: use names of one line.")
     for work in works:
         work.write()
-    listed = path.with_name(f"{path.name}.folders")
     with files.explained("create", logs):
         logs.mkdir(parents=True, exist_ok=True)
-    files.write_text(listed, "".join(f"{folder}\n" for folder in folders))
-    body = _BODY.format(folders=shlex.quote(str(listed)), worker=shlex.join(command()))
+    listed = "\n".join(map(shlex.quote, folders))
+    body = _BODY.format(folders=listed, worker=shlex.join(command()))
     head = "".join(f"#SBATCH {shlex.quote(option)}\n" for option in wanted)
     files.write_text(path, f"#!/bin/bash\n{head}{body}")
     with files.explained("write", path):
