@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -195,6 +197,30 @@ def test_nothing_compiles_after_the_warm_up(policy: Policy) -> None:
     assert not any(batch.cold for batch in batches)
 
 
+def test_only_what_is_on_offer_is_timed_and_progress_counts_it(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks: list[tuple[int, int]] = []
+    asked: list[int] = []
+    act = policy.act
+
+    def spy(*arguments: Any, **options: Any) -> np.ndarray:
+        asked.append(options["steps"])
+        return act(*arguments, **options)
+
+    async def use(batcher: Batcher) -> None:
+        batcher.warm_up([Plan(ONE), Plan(FOUR)], lambda done, total: ticks.append((done, total)))
+
+    monkeypatch.setattr(policy, "act", spy)
+    served(policy, use)
+    assert asked == [1, 1, 1, 4, 4, 4], "each size once, to compile it"
+    ticks.clear()
+    asked.clear()
+    served(policy, use, offers=[Offer(1.0, Plan(FOUR))])
+    assert asked == [1, 1, 1, *[4] * 33]
+    assert ticks == [(done, 36) for done in range(37)]
+
+
 def test_a_cold_program_delays_only_its_own_plan(
     policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,6 +282,39 @@ def test_a_refused_order_takes_no_place_among_the_plans_and_asked_is_not_compile
         await batcher.act(order(budget=Budget(2, 1)))  # the third
 
     served(policy, use, max_queue=1, max_plans=3)
+
+
+def test_what_the_policy_cannot_do_takes_no_place_among_the_plans(
+    policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blind = small_policy(tmp_path / "policy", "bc")
+
+    async def tell(batcher: Batcher) -> None:
+        with pytest.raises(InputError, match="no critic, so there are no scores to tell"):
+            await batcher.act(order(info=True))
+        await batcher.act(order())
+
+    _, batches = served(blind, tell, max_plans=1)
+    assert [batch.plan for batch in batches] == [Plan(ONE)], "refused before anything was computed"
+
+    def refuse(*arguments: Any, **options: Any) -> np.ndarray:
+        raise InputError("not this one")
+
+    async def compute(batcher: Batcher) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(policy, "act", refuse)
+            with pytest.raises(InputError, match="not this one"):
+                await batcher.act(order(budget=FOUR))
+        await batcher.act(order())
+        # What has been compiled stays.
+        with monkeypatch.context() as patch:
+            patch.setattr(policy, "act", refuse)
+            with pytest.raises(InputError, match="not this one"):
+                await batcher.act(order())
+        with pytest.raises(UnpreparedError):
+            await batcher.act(order(budget=FOUR))
+
+    served(policy, compute, max_plans=1)
 
 
 def test_closing_answers_what_waits(policy: Policy) -> None:
@@ -530,7 +589,16 @@ def test_a_calibration_makes_offers() -> None:
         measured(BEST, 5.0, 9, "central"),
     )
     calibration = Calibration(entries, (1,), "independent", Verifier("min"), {}, "")
-    first = Plan(ONE, Strategy(verifier=Verifier("min")))
+    first = Plan(ONE)  # its verifier has nothing to say
     dearest = Plan(BEST, Strategy(verifier=Verifier("min"), choice=Choice("best")))
     # The others are never bought.
     assert offers_of(calibration) == [Offer(1.0, first), Offer(4.0, dearest)]
+    # What the largest keeps from being bought is bought where the largest is not possible.
+    for limits in ({"max_best_of": 3}, {"max_steps": 1}):
+        assert offers_of(calibration, **limits) == [Offer(1.0, first)]
+    better = dataclasses.replace(entries[1], successes=8, p99_ms=(6.0,))
+    calibration = dataclasses.replace(calibration, measured=(entries[0], better, *entries[2:]))
+    assert offers_of(calibration) == [Offer(1.0, first), Offer(4.0, dearest)]
+    assert offers_of(calibration, max_best_of=1) == [Offer(1.0, first), Offer(6.0, Plan(FOUR))]
+    # Of a calibration without calls of one row nobody knows what one row needs.
+    assert offers_of(dataclasses.replace(calibration, rows=(16,))) == []

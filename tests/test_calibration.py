@@ -262,11 +262,15 @@ def test_after_preparing_no_call_with_a_deadline_compiles(tmp_path: Path, rows: 
     jax.clear_caches()  # what other tests compiled must not help
     policy.prepare(rows=rows)
     shapes = [(3,), (1, 3)] if rows == 1 else [(4, 3), (2, 2, 3)]
+    key = jax.random.key(7)
+    keys = jax.random.split(key, rows)
     with compilations() as compiled:
         for shape in shapes:
             for deadline in (5.0, 1e6):
                 policy.act(np.zeros(shape), deadline_ms=deadline)
                 policy.act(np.zeros(shape), deadline_ms=deadline, key=7)
+                policy.act(np.zeros(shape), deadline_ms=deadline, key=key)
+            policy.act(np.zeros((rows, 3)), deadline_ms=deadline, key=keys)
     assert compiled == []
     first = Policy.load(path)
     first.prepare(rows=rows)
@@ -347,10 +351,12 @@ def test_latencies_take_turns_and_leave_compiling_out(
 ) -> None:
     policy = Policy.load(folder)
     called: list[tuple[int, int, tuple[int, ...]]] = []
+    seeds: list[int] = []
     clock = [0.0]
 
     def act(observation: np.ndarray, **how: Any) -> np.ndarray:
         called.append((how["steps"], how["best_of"], observation.shape))
+        seeds.append(how["key"])
         compiling = 1000.0 if len(called) <= 4 else 0.0
         clock[0] += compiling + 0.001 * how["steps"] * how["best_of"] * observation.size
         return observation
@@ -367,8 +373,10 @@ def test_latencies_take_turns_and_leave_compiling_out(
     )
     expected = np.array([[3, 15], [96, 480]])[..., None] * np.ones(3)
     np.testing.assert_allclose(taken, expected)
-    turn = [(1, 1, (3,)), (1, 1, (5, 3)), (4, 8, (3,)), (4, 8, (5, 3))]
+    # With an axis and a seed, which cost more than without.
+    turn = [(1, 1, (1, 3)), (1, 1, (5, 3)), (4, 8, (1, 3)), (4, 8, (5, 3))]
     assert called == turn * 4
+    assert set(seeds) == {0, 1, 2, 3}
     assert done[-1] == (3, 3)
 
 
@@ -560,6 +568,39 @@ def test_without_rollouts_the_successes_of_the_same_ways_stay(
     assert [entry.episodes for entry in anew(*same, *budgets).measured] == [0, 0]
 
 
+def test_without_data_the_beliefs_of_the_same_ways_stay(
+    copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [folder] = (copied / "policy").iterdir()
+    way = ("--verifier", "min", "--choices", "typical-2", "--calls", 100)
+    held_out = held_out_file(Run.open(copied))
+    assert held_out is not None
+    config = copied / "config.json"
+    config.write_text(config.read_text().replace(str(held_out.parent), str(tmp_path)))
+    before = table(("1x1", 1.0, (3, 9)), ("2x1", 1.0, (4, 9)), ("2x2", 2.0, (8, 9)))
+    write_calibration(folder, before)
+    stays = "what the critic believes stays as the last calibration found it, if it did"
+
+    def anew(*more: object) -> list[tuple[float | None, float | None]]:
+        assert calibrate(copied, *way, "--budgets", "1x1", "2x2", *more) == 0
+        found = read_calibration(folder)
+        assert found is not None
+        return [(entry.gain, entry.spread) for entry in found.measured]
+
+    for _ in range(2):
+        assert anew("--episodes", 0) == [(0.25, None), (0.25, pytest.approx(0.2))]
+        assert stays in capsys.readouterr().out
+    policy = Policy.load(copied)
+    zeros = np.zeros(policy.spec.observation_size)
+    assert policy.act(zeros, steps=2, best_of=2, adaptive=True).shape == (2,)
+    assert anew("--episodes", 1, "--workers", 1) == [(0.25, None), (0.25, pytest.approx(0.2))]
+    capsys.readouterr()
+    assert anew("--episodes", 0, "--data", held_out) != [(0.25, None), (0.25, pytest.approx(0.2))]
+    assert stays not in capsys.readouterr().out
+    write_calibration(folder, before)
+    assert anew("--episodes", 0, "--verifier", "own") == [(None, None)] * 2, "by other scores"
+
+
 def test_states_are_held_out_and_what_is_missing_is_told(
     copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -587,6 +628,16 @@ def test_states_are_held_out_and_what_is_missing_is_told(
     found = read_calibration(folder)
     assert found is not None
     assert [entry.gain for entry in found.measured] == [None, None]
+
+
+def test_a_call_of_one_observation_is_always_measured(copied: Path) -> None:
+    few = ("--budgets", "1x1", "--calls", 100, "--episodes", 0)
+    assert calibrate(copied, *few, "--rows", 4) == 0
+    [folder] = (copied / "policy").iterdir()
+    found = read_calibration(folder)
+    assert found is not None
+    assert found.rows == (1, 4)
+    assert len(found.measured[0].p99_ms) == 2
 
 
 def test_a_calibration_that_cannot_be_is_refused_and_leaves_nothing(

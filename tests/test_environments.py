@@ -222,6 +222,18 @@ def test_a_worker_that_fails_ends_in_a_sentence_and_leaves_nothing(
     assert time.monotonic() - start < 30
 
 
+def test_workers_that_hang_share_one_time_of_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sorl.environments.CLOSING_SECONDS", 1.0)
+    vector = VectorEnvironment(REACH, slots=4, workers=4)
+    for process in vector._processes[:3]:
+        process.send_signal(signal.SIGSTOP)
+    start = time.monotonic()
+    vector.close()
+    assert 1 <= time.monotonic() - start < 2.5
+    codes = [process.returncode for process in vector._processes]
+    assert codes == [-signal.SIGKILL] * 3 + [0]
+
+
 SCRIPT = """
 from sorl.environments import VectorEnvironment
 with VectorEnvironment("tiny_environments:Reach-v0", slots=2, workers=2) as vector:

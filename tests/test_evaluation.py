@@ -375,13 +375,23 @@ def test_pictures_show_the_evaluated_episode_or_a_sentence_says_why_not(
     assert "no picture today" in problems[0]
 
 
-def test_tasks_of_a_real_environment() -> None:
+def test_tasks_of_a_real_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     environment = EnvironmentName.parse("cube-single-play-singletask-v0")
     members = [Member(2, 0), Member(3, 0)]
     policies = stacked(2, observation_size=28, action_size=5)
+    act = GroupActor.__call__
+    seen: dict[tuple[Member, int, int], bytes] = {}
 
-    def run(workers: int, slots: int) -> list[Evaluation]:
-        return evaluate(
+    def spy(self: GroupActor, observations: np.ndarray, clock: np.ndarray) -> np.ndarray:
+        for observation, (episode, step) in zip(observations, clock, strict=True):
+            seen[self.member, int(episode), int(step)] = observation.tobytes()
+        return act(self, observations, clock)
+
+    monkeypatch.setattr(GroupActor, "__call__", spy)
+
+    def run(workers: int, slots: int) -> tuple[list[Evaluation], dict[Any, bytes]]:
+        seen.clear()
+        rows = evaluate(
             policies,
             members,
             environment,
@@ -391,7 +401,12 @@ def test_tasks_of_a_real_environment() -> None:
             slots=slots,
             max_episode_steps=10,
         )
+        return rows, dict(seen)
 
-    rows = run(2, 2)
-    assert scores(rows) == scores(run(1, 1))
+    rows, observations = run(2, 2)
+    again, same = run(1, 1)
+    assert scores(rows) == scores(again)
+    # The scores below are constants: what tells one episode from another is what it shows.
+    assert same == observations
+    assert len(observations) == len(set(observations.values())) == 2 * 2 * 10
     assert [(row.success, row.episode_return, row.length) for row in rows] == [(0, -10, 10)] * 2

@@ -338,6 +338,23 @@ def test_other_tensors(folder: Path, change: Any, expected: str) -> None:
         Policy.load(folder)
 
 
+def test_a_policy_that_is_replaced_while_it_is_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_json, newer = storage.files.read_json, []
+
+    def read(path: Path) -> dict[str, Any]:
+        found = read_json(path)
+        if not newer:
+            newer.append(save(folder, member=Member(2, 7), update=200))
+        return found
+
+    monkeypatch.setattr(storage.files, "read_json", read)
+    loaded = Policy.load(folder)
+    assert (loaded.update, loaded.member) == (200, Member(2, 7))
+    assert_same_arrays(loaded.module, newer[0])
+
+
 def test_no_safetensors_in_the_file(folder: Path) -> None:
     (folder / "policy.safetensors").write_bytes(b"\xff" * 20)
     description = json.loads((folder / "policy.json").read_text())
@@ -471,6 +488,26 @@ def test_one_compilation_for_a_budget_and_a_batch_shape(folder: Path) -> None:
     assert compiled._cache_size() == before + 1  # one row, with an axis of rows or without
     policy.act(np.zeros((3, 3)), steps=4)
     assert compiled._cache_size() == before + 2
+
+
+def test_one_row_with_an_axis_or_a_seed_hands_nothing_on_to_more_programs(
+    loaded: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = jax.random.key(4)
+    (row_key,) = jax.random.split(key, 1)
+    expected = loaded.act(np.ones(3), key=row_key)
+
+    def program(*_: Any) -> None:
+        raise AssertionError("one more program, which costs as much as a small policy")
+
+    for name in ("_fold_in", "_split", "_only"):
+        monkeypatch.setattr(f"sorl.deployment.policy.{name}", program)
+    for leading in ((1,), (1, 1)):
+        observation = np.ones((*leading, 3))
+        for same in (4, np.uint32(4), key):
+            found = loaded.act(observation, key=same)
+            np.testing.assert_array_equal(found, expected.reshape(*leading, 2))
+        assert loaded.act(observation).shape == (*leading, 2)
 
 
 @pytest.mark.parametrize(
@@ -689,7 +726,18 @@ def test_policies_of_different_kinds_are_not_stacked(run: Path) -> None:
 def test_policies_of_different_updates_are_not_stacked(run: Path) -> None:
     member = Member(10, 0)
     save(run / "policy" / str(member), member=member, update=200)
-    with pytest.raises(InputError, match=r"different updates \(100, 200\).*`sorl resume"):
+    told = r"different updates \(100, 200\).*`sorl resume .*, or it is being trained right now"
+    with pytest.raises(InputError, match=told):
+        load_stacked(run)
+
+
+def test_policies_of_different_units_are_not_stacked(run: Path) -> None:
+    member = Member(10, 0)
+    units = Units((-2, -2), (2, 2), (0, 0, 0), (0.5, 0.5, 0.5))
+    module, algorithm = in_units(make(Tiny()), units), Tiny()
+    told: dict[str, Any] = {"spec": SPEC, "member": member, "update": 100, "provenance": {}}
+    save_policy(run / "policy" / str(member), module, algorithm=algorithm, **told)
+    with pytest.raises(InputError, match=r"task2-seed3 and task10-seed0 .* units"):
         load_stacked(run)
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import json
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,11 +22,19 @@ import pytest
 
 from finished_run import Processes
 from served import running, small_policy
-from sorl import cli
+from sorl import cli, provenance
+from sorl.choices import Choice
+from sorl.deployment.calibration import Calibration, Measured, write_calibration
 from sorl.deployment.policy import Policy
 from sorl.deployment.serving import listener
+from sorl.deployment.serving.app import create_app
+from sorl.deployment.serving.batching import Batcher
+from sorl.deployment.serving.counters import ServerMetrics
 from sorl.deployment.serving.schemas import Limits
 from sorl.errors import InputError
+from sorl.interruption import StoppedError
+from sorl.types import Budget
+from sorl.verifiers import Verifier
 
 ROW = [[0.5, -1, 0.2]]
 
@@ -127,6 +137,51 @@ def test_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert listener.address_of(ours).startswith("http://0.0.0.0:")
 
 
+@pytest.mark.parametrize(
+    ("options", "rows", "expected"),
+    [
+        ((), 1, {"1x1", "2x4", "4x1"}),
+        (("--max-best-of", "2"), 1, {"1x1", "4x1"}),
+        (("--max-best-of", "2", "--max-steps", "2"), 1, {"1x1"}),
+        ((), 16, set()),
+    ],
+)
+def test_deadlines_are_offered_what_requests_may_ask_for(
+    folder: Path,
+    tmp_path: Path,
+    options: tuple[str, ...],
+    rows: int,
+    expected: set[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    measured = tuple(
+        Measured(
+            Budget.parse(budget), Choice.parse(choice), (ms,), (ms,), successes=wins, episodes=9
+        )
+        for budget, choice, ms, wins in (
+            ("1x1", "own", 1.0, 2),
+            ("4x1", "own", 2.0, 4),
+            ("2x4", "best", 3.0, 8),
+        )
+    )
+    machine = provenance.machine()
+    calibration = Calibration(measured, (rows,), "independent", Verifier(), machine, "")
+    policy = Path(shutil.copytree(folder, tmp_path / "policy"))
+    write_calibration(policy, calibration)
+    offered: list[set[str]] = []
+
+    def stop(batcher: Batcher, *_: Any) -> None:
+        offered.append({str(offer.plan.budget) for offer in batcher.offers})
+        raise StoppedError
+
+    monkeypatch.setattr(Batcher, "warm_up", stop)
+    assert cli.run(["serve", str(policy), "--port", "0", *options]) == 0
+    assert offered == [expected]
+    told = "warning: The calibration has nothing to offer to deadlines"
+    assert (told in capsys.readouterr().out) == (not expected)
+
+
 # A process.
 
 
@@ -184,6 +239,45 @@ def test_a_signal_while_it_compiles(processes: Processes, folder: Path) -> None:
 
 
 # Sockets.
+
+
+def test_a_port_is_taken_before_anybody_serves() -> None:
+    with listener.listen("127.0.0.1", 0, token=None) as ours:
+        port = ours.getsockname()[1]
+        with pytest.raises(InputError, match=f"Cannot listen on port {port} of 127.0.0.1 .*choose"):
+            listener.listen("127.0.0.1", port, token=None)
+    with listener.listen("127.0.0.1", port, token=None):
+        pass  # free again at once
+
+
+def test_who_connects_before_it_serves_is_answered_then(policy: Policy) -> None:
+    app = create_app(Batcher(policy), ServerMetrics())
+    server = listener.Server(app, max_seconds=10)
+    with (
+        listener.listen("127.0.0.1", 0, token=None) as ours,
+        socket.create_connection(ours.getsockname(), timeout=20) as early,
+    ):
+        early.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        thread = threading.Thread(target=server.run, args=(ours,))
+        thread.start()
+        try:
+            assert early.recv(65536).startswith(b"HTTP/1.1 200 OK")
+        finally:
+            server.stop()
+            thread.join(30)
+
+
+def test_a_socket_that_cannot_serve_ends_in_a_sentence(policy: Policy) -> None:
+    app = create_app(Batcher(policy), ServerMetrics())
+    server = listener.Server(app, max_seconds=10)
+    with socket.socket() as late:
+        late.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        late.bind(("127.0.0.1", 0))  # but it does not listen
+        with (
+            listener.listen(*late.getsockname(), token=None),
+            pytest.raises(InputError, match=r"Cannot serve on http://127.0.0.1:.*: start it again"),
+        ):
+            server.run(late)
 
 
 def talk(url: str, *parts: bytes, pause: float) -> tuple[bytes, float]:

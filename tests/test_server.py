@@ -138,6 +138,23 @@ def test_candidates_and_scores(app: FastAPI, policy: Policy) -> None:
     np.testing.assert_allclose(info["scores"], found.scores, atol=1e-4)
 
 
+def test_ways_to_choose_among_one_candidate_are_one_plan(policy: Policy) -> None:
+    app = made(policy, max_plans=2)
+    ways: list[dict[str, Any]] = [
+        {},
+        *({"choice": choice} for choice in ("best", "central", "typical-3", "softmax-2")),
+        *({"sampler": sampler} for sampler in ("spread", "renoise")),
+    ]
+    for info in (False, True):  # with the scores only the verifier matters
+        found = [act(app, steps=1, best_of=1, seed=5, info=info, **way) for way in ways]
+        assert [response.status_code for response in found] == [200] * len(ways), found[-1].text
+        (only,) = {json.dumps([r.json()["actions"], r.json()["info"]]) for r in found}
+        expected = policy.act(np.array(ONE_ROW), steps=1, best_of=1, key=5)
+        np.testing.assert_allclose(json.loads(only)[0], expected, atol=1e-5)
+    assert act(app, steps=1, verifier="min").status_code == 200
+    assert "takes no new one" in refused(act(app, steps=1, verifier="min", info=True), 409)
+
+
 def test_the_budget_of_a_deadline(policy: Policy) -> None:
     app = made(policy, offers=[Offer(1000, Plan(Budget(2, 2), SPENT))])
     assert act(app, deadline_ms=30_000).json()["budget"] == {"steps": 2, "best_of": 2}

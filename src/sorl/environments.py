@@ -26,6 +26,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
@@ -230,15 +231,17 @@ class VectorEnvironment:
         return self._receive(slot % self.workers)
 
     def close(self) -> None:
-        """End the workers; may be called twice."""
+        """End the workers, which have `CLOSING_SECONDS` together; may be called twice."""
         for connection in self._connections:
             connection.close()
+        end = time.monotonic() + CLOSING_SECONDS
         for process in self._processes:
             try:
-                process.wait(timeout=CLOSING_SECONDS)
+                process.wait(timeout=max(0.0, end - time.monotonic()))
             except subprocess.TimeoutExpired:
                 process.kill()
-                process.wait()
+        for process in self._processes:
+            process.wait()
 
     def __enter__(self) -> VectorEnvironment:
         return self

@@ -34,21 +34,23 @@ def _calibrate(
 
     Latency is that of `Policy.act` on this machine, which should be idle; success comes from
     rollouts, pooled over the seeds of a task; what the critic believes comes from held-out states.
-    Success does not depend on the machine: on the one that will act, --episodes 0 measures the
-    latencies anew and keeps the success rates.
+    Neither of the two depends on the machine: on the one that will act, --episodes 0 measures the
+    latencies anew and keeps the success rates, and without data also what the critic believes.
     Afterwards `Policy.act(observation, deadline_ms=3.0)` spends the best budget that fits.
 
     Args:
         run: folder of the run.
         budgets: budgets to measure; without it 1, 2, 4 and 8 steps with 1, 8 and 32 candidates
             each, as far as the policy can serve them.
-        rows: numbers of observations of one call to measure latencies for.
+        rows: numbers of observations of one call to measure latencies for, besides 1.
         calls: timed calls for each budget and number of rows.
         episodes: rollouts for each budget, task and seed; 0 for none, then the success rates stay
             that the last calibration found with the same budget, choice, sampler and verifier; as
             long as one is missing, a deadline buys steps but never candidates.
         states: held-out states.
-        data: file to take them from; without it the run's validation data, or its training data.
+        data: file to take them from; without it the run's validation data, or its training data;
+            where there are none, what the critic believes stays as the last calibration found it
+            with the same budget, choice, sampler and verifier.
         sampler: how candidates are drawn.
         verifier: how the critic's heads are combined.
         choices: how one of several candidates is chosen; each is tried.
@@ -67,7 +69,10 @@ def _calibrate(
     opened = Run.open(run)
     file = held_out_file(opened) if data is None else data
     if file is None:
-        print("No data are there to draw held-out states from: what the critic believes stays out.")
+        print(
+            "No data are there to draw held-out states from: what the critic believes stays as the "
+            "last calibration found it, if it did."
+        )
     # Locked from the beginning: training on would replace what is being measured.
     with opened.locked():
         found = calibrate(

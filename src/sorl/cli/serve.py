@@ -46,8 +46,8 @@ def _serve(
             power of two.
         max_wait_ms: how long a request waits for company.
         max_queue: most requests that wait; further ones are refused.
-        max_steps: most sampling steps that a request may ask for.
-        max_best_of: most candidates that a request may ask for.
+        max_steps: most sampling steps that a request may ask for, or a deadline may buy.
+        max_best_of: most candidates, likewise.
         max_seconds: within this time every request has an answer.
         token_file: file with the token that requests have to show; without it the environment
             variable SORL_SERVE_TOKEN, if it is set.
@@ -94,7 +94,14 @@ def _serve(
     offers: list[Offer] = []
     if policy.calibration is not None:
         policy.calibration.warn_elsewhere()
-        offers = offers_of(policy.calibration)
+        offers = offers_of(policy.calibration, max_steps=max_steps, max_best_of=max_best_of)
+        if not offers:
+            print(
+                "warning: The calibration has nothing to offer to deadlines: it has no times of "
+                f"one observation, or of no budget within {max_steps}x{max_best_of}; run `sorl "
+                "calibrate` anew, or raise --max-steps or --max-best-of.",
+                flush=True,
+            )
         plans += [offer.plan for offer in offers]
     metrics = ServerMetrics()
     batcher = Batcher(

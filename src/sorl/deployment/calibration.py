@@ -48,9 +48,9 @@ class Measured:
         p99_ms: the 99th percentile likewise.
         gain: mean over held-out states of the critic's score of the chosen candidate, less the
             mean score of all of them: what the critic believes, 0 with one candidate. None without
-            a critic.
+            a critic, or where there never were held-out states.
         spread: median over held-out states of the standard deviation of the scores of the first
-            candidates, see `sorl.inference.Adaptive`. None without a critic, or with one candidate.
+            candidates, see `sorl.inference.Adaptive`. None likewise, and with one candidate.
         successes: number of rollouts that succeeded.
         episodes: number of rollouts, of this or of an earlier calibration, see
             `Calibration.successes_from`; 0 where there were none.

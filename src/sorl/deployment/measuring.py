@@ -1,8 +1,9 @@
 """Measuring a policy for its calibration: latencies, and what the critic believes of a budget.
 
-Latencies are those of `Policy.act` from call to return, compiled before. The budgets take turns, so
-that a moment in which the machine is busy with something else meets all of them alike, and no
-budget profits from caches that its own last call has filled.
+Latencies are those of `Policy.act` from call to return, compiled before, with an axis of rows and a
+seed, the dearest of the usual forms of a call. The budgets take turns, so that a moment in which
+the machine is busy with something else meets all of them alike, and no budget profits from caches
+that its own last call has filled.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def latencies(
     for call in range(-1, calls):  # the first round compiles
         for i, (budget, strategy) in enumerate(ways):
             for j, count in enumerate(rows):
-                observation = np.zeros(size if count == 1 else (count, size))
+                observation = np.zeros((count, size))
                 begin = time.perf_counter()
                 policy.act(
                     observation,
@@ -57,6 +58,7 @@ def latencies(
                     sampler=strategy.sampler,
                     verifier=strategy.verifier,
                     choice=strategy.choice,
+                    key=call + 1,
                 )
                 taken[i, j, call] = 1000 * (time.perf_counter() - begin)
         on_progress(call + 1, calls)

@@ -45,6 +45,7 @@ Keys = PRNGKeyArray | Key[Array, "*shape"]
 """One random key, or an array of them."""
 
 # Compiled, because a robot waits for them: eagerly they cost as much as a small policy.
+_seeded_key = jax.jit(jax.random.key)
 _fold_in = jax.jit(jax.random.fold_in)
 _split = jax.jit(jax.random.split, static_argnums=1)
 _only = jax.jit(lambda keys: keys.reshape(()))
@@ -94,10 +95,12 @@ class _Noise(NamedTuple):
     Attributes:
         keys: a key for each row, or the key of a single row.
         draw: the key of a single row is that of this draw from `keys`, unless it is negative.
+        axis: whether a single row has an axis of rows: then its key is split like that of a batch.
     """
 
     keys: Keys
     draw: np.int32 | Array
+    axis: bool | Array
 
 
 class Policy:
@@ -159,6 +162,7 @@ class Policy:
                 return jax.vmap(one)(observations, noise.keys)
             key = jax.random.fold_in(noise.keys, noise.draw)
             key = jnp.where(noise.draw < 0, noise.keys, key)
+            key = jnp.where(noise.axis, jax.random.split(key, 1)[0], key)
             # Without a map the branch of adaptive spending is a real one, which saves its work.
             return jax.tree.map(lambda leaf: leaf[None], one(observations[0], key))
 
@@ -332,15 +336,17 @@ class Policy:
     def prepare(self, *, rows: int = 1) -> None:
         """Compile whatever a deadline may buy for `rows` observations, so that `act` can keep it.
 
+        An array of keys with more than one axis still compiles a small program at its first call.
+
         Raises:
             InputError: the policy has no calibration, or none for so many rows.
         """
         calibration = self._calibrated("To prepare for deadlines")
         shape = (self.spec.observation_size,) if rows == 1 else (rows, self.spec.observation_size)
-        # Small programs of their own make the noise of every form of call.
-        for leading in ((), (1,)) if rows == 1 else ((rows,),):
-            self._own_noise(np.int32(0), leading, rows)
-            self._noise(0, leading, rows)
+        # Small programs of their own make some of the noise.
+        self._own_noise(np.int32(0), (rows,), rows)
+        for key in (0, jax.random.split(jax.random.key(0), rows)):
+            self._noise(key, (rows,), rows)
         for measured in calibration.worth_having(rows=rows):
             strategy = calibration.strategy(measured)
             self.act(
@@ -482,8 +488,8 @@ class Policy:
 
     def _own_noise(self, draw: np.int32, leading: tuple[int, ...], rows: int) -> _Noise:
         """That of one draw from the policy's own stream."""
-        if not leading:
-            return _Noise(self._stream, draw)
+        if rows == 1:
+            return _Noise(self._stream, draw, bool(leading))
         return _noise_of(_fold_in(self._stream, draw), leading, rows)
 
     def _checked(self, observation: Any) -> tuple[np.ndarray, tuple[int, ...]]:
@@ -516,7 +522,7 @@ def _seeded(name: str, seed: int | np.integer[Any], more: str = "") -> PRNGKeyAr
     """The random key of a seed; `more` is what else the argument `name` may be."""
     if not isinstance(seed, int | np.integer) or not 0 <= seed <= MAX_SEED:
         raise InputError(f"{name}={seed!r} is no seed: give 0 to {MAX_SEED}{more}.")
-    return jax.random.key(int(seed))
+    return _seeded_key(np.uint32(seed))
 
 
 def told_of(answer: np.ndarray, *, axes: int) -> str:
@@ -538,12 +544,13 @@ def told_of(answer: np.ndarray, *, axes: int) -> str:
 
 
 def _noise_of(keys: Keys, leading: tuple[int, ...], rows: int) -> _Noise:
-    if leading and not keys.ndim:
-        keys = _split(keys, rows)
     # One row is one program, with an axis of rows or without: it is prepared only once.
-    if keys.ndim and rows == 1:
-        keys = _only(keys)
-    return _Noise(keys if keys.ndim < 2 else keys.reshape(-1), _KEY_ITSELF)
+    if rows == 1 and keys.ndim:
+        return _Noise(_only(keys), _KEY_ITSELF, False)
+    if rows == 1:
+        return _Noise(keys, _KEY_ITSELF, bool(leading))
+    keys = keys if keys.ndim else _split(keys, rows)
+    return _Noise(keys if keys.ndim < 2 else keys.reshape(-1), _KEY_ITSELF, False)
 
 
 def load_stacked(run: Path | str) -> tuple[AbstractPolicy, list[Member]]:
@@ -561,17 +568,19 @@ def load_stacked(run: Path | str) -> tuple[AbstractPolicy, list[Member]]:
     members = saved_members(run)
     saved = [read_policy(policy_folder(run, member)) for member in members]
     for other in saved[1:]:
-        if (other.algorithm, other.spec) != (saved[0].algorithm, saved[0].spec):
+        kinds = [(entry.algorithm, entry.spec, entry.module.units) for entry in (saved[0], other)]
+        if kinds[0] != kinds[1]:
             raise InputError(
                 f"The policies of {saved[0].member} and {other.member} in {run} come from "
-                "different algorithms, settings or sizes: they cannot be evaluated as one run."
+                "different algorithms, settings, sizes or units: they cannot be evaluated as one "
+                "run."
             )
     updates = sorted({entry.update for entry in saved})
     if len(updates) > 1:
         raise InputError(
             f"The policies in {run} were saved after different updates "
             f"({', '.join(map(str, updates))}), as a killed training leaves them: continue it with "
-            f"`sorl resume {run}`."
+            f"`sorl resume {run}`, or it is being trained right now: try again a little later."
         )
     arrays = [eqx.filter(entry.module, eqx.is_array) for entry in saved]
     static = eqx.filter(saved[0].module, eqx.is_array, inverse=True)

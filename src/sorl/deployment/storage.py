@@ -140,22 +140,10 @@ def read_policy(folder: Path) -> SavedPolicy:
     import safetensors
     import safetensors.numpy
 
-    description = files.read_json(folder / _DESCRIPTION)
-    if description.get("format") not in (FORMAT, FORMAT_WITH_UNITS):
-        raise InputError(
-            f"{folder / _DESCRIPTION} has format {description.get('format')!r} and this version "
-            f"reads formats {FORMAT} and {FORMAT_WITH_UNITS}: use the version of sorl that wrote "
-            "it."
-        )
-    digests = description.pop("sha256", None)
-    if not isinstance(digests, dict) or digests.get("description") != _digest(
-        _canonical(description)
-    ):
-        raise InputError(_damaged(folder / _DESCRIPTION))
-    with files.explained("read", folder / _TENSORS):
-        content = (folder / _TENSORS).read_bytes()
-    if digests.get("tensors") != _digest(content):
-        raise InputError(_damaged(folder / _TENSORS))
+    try:
+        description, content = _sealed(folder)
+    except InputError:  # a training may have replaced the folder between the two files
+        description, content = _sealed(folder)
     algorithm, spec, skeleton = _rebuild(description, folder)
     try:
         values = safetensors.numpy.load(content)
@@ -174,6 +162,27 @@ def read_policy(folder: Path) -> SavedPolicy:
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{folder / _DESCRIPTION} lacks {error}: save the policy anew.") from error
     return SavedPolicy(leaves.fill(skeleton, values), algorithm, spec, member, update, provenance)
+
+
+def _sealed(folder: Path) -> tuple[dict[str, Any], bytes]:
+    """The description and the tensors in `folder`, which match their digests."""
+    description = files.read_json(folder / _DESCRIPTION)
+    if description.get("format") not in (FORMAT, FORMAT_WITH_UNITS):
+        raise InputError(
+            f"{folder / _DESCRIPTION} has format {description.get('format')!r} and this version "
+            f"reads formats {FORMAT} and {FORMAT_WITH_UNITS}: use the version of sorl that wrote "
+            "it."
+        )
+    digests = description.pop("sha256", None)
+    if not isinstance(digests, dict) or digests.get("description") != _digest(
+        _canonical(description)
+    ):
+        raise InputError(_damaged(folder / _DESCRIPTION))
+    with files.explained("read", folder / _TENSORS):
+        content = (folder / _TENSORS).read_bytes()
+    if digests.get("tensors") != _digest(content):
+        raise InputError(_damaged(folder / _TENSORS))
+    return description, content
 
 
 def _rebuild(

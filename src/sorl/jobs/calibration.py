@@ -63,7 +63,8 @@ def calibrate(
     All members cost the same, so the first one's latencies are those of all. Rollouts are pooled
     over the seeds of a task: a deadline should choose what is good for the method, not what luck
     favoured in one seed. Without rollouts the successes stay that the calibrations there have found
-    of the same budgets, spent in the same ways: they do not depend on the machine.
+    of the same budgets, spent in the same ways, and without held-out states what the critic
+    believes: neither depends on the machine.
 
     Args:
         run: the run.
@@ -71,11 +72,12 @@ def calibrate(
         choices: each is tried at every budget of several candidates.
         sampler: how candidates are drawn.
         verifier: how the critic's heads are combined.
-        rows: numbers of observations of one call.
+        rows: numbers of observations of one call; 1 is measured besides.
         calls: timed calls for each budget and number of rows, at least 100 for a 99th percentile.
         episodes: rollouts for each budget and member; 0 for none, which keeps the successes that
             are there.
-        observations: held-out states in the user's units; None to leave the critic's belief out.
+        observations: held-out states in the user's units; None for none, which keeps the beliefs
+            that are there.
         seed: seed of the rollouts.
         workers: processes that step environments; None means one a core.
         progress: where to show it.
@@ -128,14 +130,14 @@ def calibrate(
             "There is nothing to measure: give at least one budget, such as 4x1, and one choice, "
             "such as best."
         )
-    kept = [({}, None) if episodes else _rolled_out(folder) for folder in folders]
-    known = bool(episodes) or all(way in successes for successes, _ in kept for way in ways)
-    if not known and all(budget.best_of > 1 for budget, _ in ways):
+    kept = [_kept(folder) for folder in folders]
+    known = all(way in earlier and earlier[way].episodes for earlier, _ in kept for way in ways)
+    if not (episodes or known) and all(budget.best_of > 1 for budget, _ in ways):
         raise InputError(
             "Without rollouts a deadline never buys several candidates, and none of these budgets "
             "is of one: give --episodes 1 or more, or also a budget such as 4x1."
         )
-    rows = sorted(set(rows))
+    rows = sorted({1, *rows})  # what a server offers to deadlines is told by the calls of one
     with progress("timing") as on_progress:
         taken = latencies(policies[0], ways, rows, calls=calls, on_progress=on_progress)
     succeeded: dict[tuple[int, Budget, Strategy], list[float]] = {}
@@ -169,15 +171,17 @@ def calibrate(
             )
     made = provenance.provenance()
     found = {}
-    for member, policy, (successes, origin) in zip(members, policies, kept, strict=True):
+    for member, policy, (earlier, origin) in zip(members, policies, kept, strict=True):
         measured = []
         for i, (budget, strategy) in enumerate(ways):
-            believed = None, None
+            believed, (won, of) = (None, None), (0, 0)
+            if (before := earlier.get((budget, strategy))) is not None:
+                believed = before.gain, before.spread
+                won, of = before.successes, before.episodes
             if observations is not None:
                 believed = belief(policy, budget, observations, strategy)
-            shares = succeeded.get((member.task, budget, strategy), [])
-            won, of = successes.get((budget, strategy), (0, 0))
             if episodes:
+                shares = succeeded[member.task, budget, strategy]
                 won, of = round(sum(shares) * episodes), len(shares) * episodes
             p50, p99 = np.percentile(taken[i], [50, 99], axis=-1)
             measured.append(
@@ -199,17 +203,17 @@ def calibrate(
             verifier,
             made["machine"],
             made["created"],
-            origin if any(entry.episodes for entry in measured) else None,
+            origin if not episodes and any(entry.episodes for entry in measured) else None,
         )
     for member, calibration in found.items():
         write_calibration(policy_folder(run.path, member), calibration)
     return found
 
 
-def _rolled_out(
+def _kept(
     folder: Path,
-) -> tuple[dict[tuple[Budget, Strategy], tuple[int, int]], Mapping[str, Any] | None]:
-    """Successes and episodes that are kept beside a policy, and of which calibration they are."""
+) -> tuple[dict[tuple[Budget, Strategy], Measured], Mapping[str, Any] | None]:
+    """What was measured of the policy in `folder`, and which calibration rolled it out."""
     try:
         found = read_calibration(folder)
     except InputError:  # it is damaged, and is made anew
@@ -217,11 +221,7 @@ def _rolled_out(
     if found is None:
         return {}, None
     origin = found.successes_from or {"created": found.created, "machine": found.machine}
-    return {
-        (entry.budget, found.strategy(entry)): (entry.successes, entry.episodes)
-        for entry in found.measured
-        if entry.episodes
-    }, origin
+    return {(entry.budget, found.strategy(entry)): entry for entry in found.measured}, origin
 
 
 def held_out_file(run: Run) -> Path | None:

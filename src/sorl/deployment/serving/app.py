@@ -54,6 +54,7 @@ from sorl.deployment.serving.batching import (
     Plan,
     StoppingError,
     UnpreparedError,
+    plan_of,
 )
 from sorl.deployment.serving.counters import CONTENT_TYPE_LATEST, ServerMetrics
 from sorl.deployment.serving.listener import is_local
@@ -225,6 +226,7 @@ def _order(asked: Mapping[str, Any], policy: Policy, arrival: float) -> Order:
         )
     own = policy.algorithm.own_budget
     budget = Budget(asked.get("steps", own.steps), asked.get("best_of", own.best_of))
+    info = asked.get("info", False)
     strategy = Strategy(
         sampler=asked.get("sampler", "independent"),
         verifier=Verifier.parse(asked.get("verifier", "own")),
@@ -232,7 +234,7 @@ def _order(asked: Mapping[str, Any], policy: Policy, arrival: float) -> Order:
     )
     return Order(
         observations=np.asarray(asked["observations"], np.float32),
-        plan=Plan(None if deadline is not None else budget, strategy, asked.get("info", False)),
+        plan=plan_of(budget, strategy, info) if deadline is None else Plan(None, info=info),
         seed=asked.get("seed", secrets.randbits(32)),
         arrival=arrival,
         deadline_ms=deadline,

@@ -41,11 +41,15 @@ import numpy as np
 from jaxtyping import Array, Float32, UInt32
 
 from sorl import inference
+from sorl.algorithm import AbstractScoredPolicy
 from sorl.deployment.calibration import Calibration
 from sorl.deployment.policy import Decision, NotFiniteError, Policy
 from sorl.errors import InputError
 from sorl.inference import USUAL, Strategy
-from sorl.types import Budget
+from sorl.types import MAX_BEST_OF, MAX_STEPS, Budget
+
+_TIMINGS = 10
+"""How often the programs of an offer are timed, for each size."""
 
 
 class OverloadedError(RuntimeError):
@@ -76,6 +80,20 @@ class Plan(NamedTuple):
     budget: Budget | None
     strategy: Strategy = USUAL
     info: bool = False
+
+
+def plan_of(budget: Budget, strategy: Strategy = USUAL, info: bool = False) -> Plan:
+    """The plan of what was asked: of one candidate every way to choose among several is the same.
+
+    Args:
+        budget: test-time compute.
+        strategy: how it is spent; of one candidate only the verifier has a say, and only where its
+            score is told.
+        info: whether candidates and scores are wanted as well.
+    """
+    if budget.best_of == 1:
+        strategy = Strategy(verifier=strategy.verifier) if info else USUAL
+    return Plan(budget, strategy, info)
 
 
 class Offer(NamedTuple):
@@ -247,7 +265,8 @@ class Batcher:
 
         Args:
             plans: what is compiled; with budgets that the policy can serve.
-            on_progress: called with how many programs are ready and how many there will be.
+            on_progress: called with how many calls of programs are over and how many there will be:
+                one compiles each, more time those that are on offer to deadlines.
 
         Raises:
             InputError: the policy cannot serve one of them.
@@ -258,15 +277,20 @@ class Batcher:
         for rows in range(1, self.max_batch + 1):
             _row_keys(np.uint32(0), rows)
         programs = list(itertools.product(plans, self.sizes))
-        on_progress(0, len(programs))
+        offered = {offer.plan for offer in self.offers}
+        timed = [(plan, size) for plan, size in programs if plan in offered]
+        total = len(programs) + _TIMINGS * len(timed)
+        on_progress(0, total)
         for done, (plan, size) in enumerate(programs, start=1):
             self._time(plan, size)
             self._warm.add((plan, size))
-            on_progress(done, len(programs))
+            on_progress(done, total)
         # The least of several, taken in turns: what else this machine does disturbs it the least.
-        rounds = [{p: self._time(*p) for p in programs} for _ in range(10)]
-        least = {p: min(times[p] for times in rounds) for p in programs}
-        for plan, size in programs:
+        least = dict.fromkeys(timed, float("inf"))
+        for done, program in enumerate(timed * _TIMINGS, start=len(programs) + 1):
+            least[program] = min(least[program], self._time(*program))
+            on_progress(done, total)
+        for plan, size in timed:
             self._slowdown[size][plan] = max(1.0, least[plan, size] / least[plan, 1])
 
     async def act(self, order: Order) -> Outcome:
@@ -325,13 +349,19 @@ class Batcher:
             raise InputError("The observations are not finite: check where they come from.")
         if order.deadline_ms is not None and not self.offers:
             raise UnpreparedError(
-                "No calibration tells what a deadline may buy, so no budget can be chosen: run "
-                "`sorl calibrate` and start the server again, or give steps and best_of."
+                "No calibration tells what a deadline may buy within the limits of this server, so "
+                "no budget can be chosen: run `sorl calibrate` and start the server again, or give "
+                "steps and best_of."
             )
         if order.deadline_ms is not None and order.plan.info:
             raise InputError(
                 "info and deadline_ms do not go together, for no deadline is prepared for the "
                 "longer answer: ask again with the budget and the seed of the answer."
+            )
+        if order.plan.info and not isinstance(self.policy.module, AbstractScoredPolicy):
+            raise InputError(
+                f"{type(self.policy.module).__name__} has no critic, so there are no scores to "
+                "tell: leave out info."
             )
 
     def _admit(self, plan: Plan) -> None:
@@ -456,6 +486,8 @@ class Batcher:
         else:
             error = work.exception()
         if error is not None:
+            if isinstance(error, InputError) and all(plan != warm for warm, _ in self._warm):
+                self._plans.discard(plan)  # never compiled, it takes no memory
             for waiting in batch:
                 _fail(waiting, error)
         else:
@@ -534,10 +566,26 @@ class Batcher:
         return outcomes, time.perf_counter() - began
 
 
-def offers_of(calibration: Calibration) -> list[Offer]:
-    """What a calibration has to offer to deadlines."""
+def offers_of(
+    calibration: Calibration, *, max_steps: int = MAX_STEPS, max_best_of: int = MAX_BEST_OF
+) -> list[Offer]:
+    """What a calibration has to offer to deadlines; nothing if it never timed one row by itself.
+
+    Args:
+        calibration: what budgets cost and buy.
+        max_steps: most sampling steps of an offer.
+        max_best_of: most candidates of an offer.
+    """
+    if calibration.rows[0] != 1:
+        return []
+    possible = tuple(
+        entry
+        for entry in calibration.measured
+        if entry.budget.steps <= max_steps and entry.budget.best_of <= max_best_of
+    )
+    calibration = dataclasses.replace(calibration, measured=possible)
     return [
-        Offer(measured.p99_ms[0], Plan(measured.budget, calibration.strategy(measured)))
+        Offer(measured.p99_ms[0], plan_of(measured.budget, calibration.strategy(measured)))
         for measured in calibration.worth_having()
     ]
 

@@ -55,7 +55,9 @@ def read_token(path: Path | None) -> str | None:
 
 
 def listen(host: str, port: int, *, token: str | None) -> socket.socket:
-    """A socket that listens to nobody yet; `port` 0 takes a free one.
+    """A socket that listens, so that the port is taken; `port` 0 takes a free one.
+
+    Who connects waits until `Server.run` answers, or is cut off when the socket is closed.
 
     Raises:
         InputError: there is no such address, it is not ours, it is taken, or it can be reached
@@ -77,6 +79,7 @@ def listen(host: str, port: int, *, token: str | None) -> socket.socket:
     try:
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         ours.bind(address)
+        ours.listen()
     except OSError as error:
         ours.close()
         raise InputError(
@@ -141,15 +144,25 @@ class Server:
         Args:
             ours: what to listen on; it is closed at the end.
             on_start: called once connections are accepted.
+
+        Raises:
+            InputError: the system refuses what serving needs.
         """
+        address = address_of(ours)
 
         async def serve() -> None:
             told = asyncio.ensure_future(self._tell(on_start))
             await self._server.serve([ours])
             told.cancel()
 
-        with asyncio.Runner(loop_factory=self._server.config.get_loop_factory()) as runner:
-            runner.run(serve())
+        try:
+            with asyncio.Runner(loop_factory=self._server.config.get_loop_factory()) as runner:
+                runner.run(serve())
+        except OSError as error:
+            raise InputError(
+                f"Cannot serve on {address} ({error.strerror or error}): start it again, or choose "
+                "another --port."
+            ) from error
 
     async def _tell(self, on_start: Callable[[], None]) -> None:
         while not self._server.started:
