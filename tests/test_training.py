@@ -417,6 +417,46 @@ def test_several_devices_equal_one(tmp_path):
                 np.testing.assert_allclose(many, leaf, rtol=2e-3, atol=2e-5)
 
 
+ON_CORES = """
+import hashlib, os, sys
+os.sched_setaffinity(0, map(int, sys.argv[1].split(",")))
+from sorl import platform
+platform.prepare()
+import jax, numpy as np
+from sorl.algorithms.sorl import SORL
+from sorl.data.synthetic import synthetic
+from sorl.training import train
+for last in train(
+    SORL(hidden=(256, 256)), synthetic(28, 5, rows=999), seeds=range(3), updates=12, batch_size=128
+):
+    pass
+told = hashlib.sha256()
+for leaf in jax.tree.leaves(last.state):
+    told.update(np.asarray(leaf).tobytes())
+print(told.hexdigest())
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux binds to cores")
+def test_training_is_the_same_on_one_core_and_on_all():
+    """Bit by bit: networks large enough for threads to share their products."""
+    environment = {
+        k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")
+    }
+    every = sorted(os.sched_getaffinity(0))
+    begun = [
+        subprocess.Popen(
+            [sys.executable, "-c", ON_CORES, ",".join(map(str, cores))],
+            env=environment,
+            stdout=subprocess.PIPE,
+        )
+        for cores in (every[:1], every)
+    ]
+    one, many = (process.communicate(timeout=300)[0] for process in begun)
+    assert one
+    assert one == many
+
+
 def test_batches_that_devices_cannot_share_are_refused():
     with pytest.raises(InputError, match="16 rows cannot be shared by batch_devices=3"):
         last_of(TINY_SORL, make(), batch_devices=3)

@@ -2,8 +2,9 @@
 
 Members are laid over the devices. A GPU takes all of its share in large kernels, while the cores of
 a CPU (as many devices as `jax_num_cpu_devices` says) take some each, one after the other, which
-spares them from waiting for each other inside every small product. Where accelerators cannot
-have equal shares, some train a copy of the last member, which nobody sees.
+spares them from waiting for each other inside every small product; how many there are changes no
+bit of what is trained. Where accelerators cannot have equal shares, some train a copy of the last
+member, which nobody sees.
 
 Everything random in a member derives from its own task and seed and from the update's number, so
 members do not influence each other and nothing random has to be saved for a resume. Where batches
