@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import math
 import sys
 import typing
 from collections.abc import Iterator
@@ -340,7 +341,10 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "fbrac": {"flow_steps": 10},
     "ifql": {"expectile": 0.9},
     "fql": {"flow_steps": 10, "normalise_q": False},
-    "sorl": {"discretization": 8, "backprop_steps": 8, "learning_rate": 1e-4},
+    "sorl": {
+        "discretization": 8, "backprop_steps": 8, "learning_rate": 1e-4, "max_gradient_norm": 1.0,
+        "flow_matching_coef": 10.0, "self_consistency_coef": 10.0, "critic_sees_steps": True,
+    },
 }  # fmt: skip
 OF_ENVIRONMENTS: dict[str, dict[str, dict[str, float]]] = {
     "iql": {"humanoidmaze-medium-navigate": {"inverse_temperature": 10.0}},
@@ -385,6 +389,58 @@ def test_published_values_are_the_defaults_and_those_of_the_environments(name):
         if "target_aggregation" in used:
             combined = "min" if environment in MINIMUM else "mean"
             assert {**used, **values}["target_aggregation"] == combined, environment
+
+
+def made_of(kind: type[AbstractAlgorithm[Any]], **values: Any) -> AbstractAlgorithm[Any]:
+    """As users make it, without the types that these tests have checked at every call."""
+    made = object.__new__(kind)
+    for field in dataclasses.fields(kind):  # pyright: ignore[reportArgumentType]
+        object.__setattr__(made, field.name, values.get(field.name, field.default))
+    made.__post_init__()  # pyright: ignore[reportAttributeAccessIssue]
+    return made
+
+
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
+def test_hyperparameters_become_plain_values(name):
+    kind = algorithms.get(name)
+    usual = kind()
+    given = {
+        field: list(map(np.int64, value))
+        if isinstance(value, tuple)
+        else np.asarray(value)[()]
+        if isinstance(value, bool | int | float)
+        else value
+        for field, value in algorithms.describe(usual).items()
+        if field != "name"
+    }
+    made = made_of(kind, **given)
+    assert made == usual
+    assert hash(made) == hash(usual)
+    assert json.dumps(algorithms.describe(made)) == json.dumps(algorithms.describe(usual))
+
+
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
+def test_values_of_another_type_are_refused(name):
+    kind = algorithms.get(name)
+    for field, value in algorithms.describe(kind()).items():
+        if isinstance(value, tuple | list):
+            wrong = [8, "88", (8.5,), ("8",), None]
+        elif isinstance(value, bool):
+            wrong = [1, "True", None]
+        elif isinstance(value, int):
+            wrong = [float(value), value + 0.5, str(value), True, None, (value,)]
+        elif isinstance(value, float):
+            wrong = [str(value), None, True, (value,)]
+        else:
+            continue
+        for one in wrong:
+            with pytest.raises(InputError, match=f"{field}=.* must be"):
+                made_of(kind, **{field: one})
+    if "target_rate" in algorithms.describe(kind()):
+        made_of(kind, target_rate=1.0)
+        for rate in (0.0, 1.5, math.nan):
+            with pytest.raises(InputError, match="at most 1"):
+                made_of(kind, target_rate=rate)
 
 
 # Discovery ---------------------------------------------------------------------------------

@@ -90,6 +90,21 @@ def test_rewards_and_masks_are_those_that_the_labels_of_data_give(
 
 
 @pytest.mark.usefixtures("local")
+def test_episodes_are_counted_from_a_number() -> None:
+    name = "tiny_environments:Reach-v0"
+    collector = Collector(name, MEMBERS, environments=2)
+    slot = _Slot(name, {}, frames=1)
+    record = np.zeros(1, slot_type(slot.sizes))[0]
+    for first in (0, 7):
+        collector.begin(first)
+        for member in range(2):
+            for number in range(2):
+                slot.reset(start_seed(MEMBERS[member], number, first), record)
+                seen = np.asarray(record["observation"], np.float32)
+                np.testing.assert_array_equal(collector.observations[member, number], seen)
+
+
+@pytest.mark.usefixtures("local")
 def test_rows_are_what_an_environment_alone_would_give(rng: np.random.Generator) -> None:
     """Reach ends at a success before the step, or is cut off after 12 steps."""
     name = "tiny_environments:Reach-v0"

@@ -367,6 +367,13 @@ def test_pictures_show_the_evaluated_episode_or_a_sentence_says_why_not(
     shown = [frame[0, 0, 0] for frame in frames]
     assert shown == sorted({*range(0, length, 5), length})
 
+    few = rollout_frames(policy, member, REACH, budget, seed=3, episode=1, most=4)
+    assert few is not None
+    shown = [frame[0, 0, 0] for frame in few]
+    assert length > 4
+    assert len(few) <= 4
+    assert (shown[0], shown[-1]) == (0, length)
+
     monkeypatch.delenv("MUJOCO_GL", raising=False)
     problems: list[str] = []
     broken = "tiny_environments:ReachError-v0"

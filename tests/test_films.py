@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -20,14 +21,15 @@ Requests = list[tuple[Member, str, Budget]]
 
 @pytest.fixture
 def requests(monkeypatch: pytest.MonkeyPatch) -> Requests:
-    """What is asked of the renderer, which has an episode of 300 pictures of growing brightness."""
+    """What is asked of the renderer, which gives as many pictures as it may."""
     asked: Requests = []
 
     def frames(
-        policy: object, member: Member, environment: str, budget: Budget, *, size: int, every: int
+        policy: object, member: Member, environment: str, budget: Budget, **options: int
     ) -> list[np.ndarray]:
         asked.append((member, environment, budget))
-        return [np.full((size, size, 3), i % 250, np.uint8) for i in range(300)]
+        size, most = options["size"], options["most"]
+        return [np.full((size, size, 3), i % 250, np.uint8) for i in range(most)]
 
     monkeypatch.setattr(rendering, "rollout_frames", frames)
     return asked
@@ -42,7 +44,7 @@ def test_a_film_is_made_once_for_a_policy(copied: Path, requests: Requests) -> N
     assert requests == [(Member(1, 0), run.config["environment"], Budget(2, 2))]
     with Image.open(path) as film:
         assert film.size == (films.SIZE, films.SIZE)
-        assert 2 < getattr(film, "n_frames", 1) <= films.MAX_FRAMES
+        assert getattr(film, "n_frames", 1) == films.MAX_FRAMES
     assert films.film_run(run) == path
     assert len(requests) == 1
 
@@ -69,6 +71,25 @@ def test_a_run_whose_environment_cannot_be_made_has_a_report_without_a_film(
     assert "\n" not in told
     assert page.stat().st_size > 0
     assert not (copied / "media").exists()
+
+
+def test_a_run_that_cannot_be_written_to_has_a_report_without_a_film(
+    copied: Path,
+    tmp_path: Path,
+    requests: Requests,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    command = ["report", str(copied), "--out", str(tmp_path / "report.html")]
+    (copied / "media").touch()  # no folder
+    assert cli.run(command) == 0
+    assert caplog.messages.pop().startswith(f"No film of {copied}: Cannot write")
+    asked = len(requests)
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != copied / "media")
+    assert cli.run(command) == 0
+    assert "permission is missing" in caplog.messages.pop()
+    assert len(requests) == asked, "nothing is drawn in vain"
+    assert (tmp_path / "report.html").stat().st_size > 0
 
 
 def test_runs_without_a_film(

@@ -33,7 +33,7 @@ from sorl.algorithms.rebrac import ReBRAC
 from sorl.algorithms.sorl import SORL
 from sorl.collection import Collector, Ended, Episodes
 from sorl.data.origin import Origin, encode
-from sorl.data.replay import Rows
+from sorl.data.replay import Replay, Rows
 from sorl.data.sources import load_dataset
 from sorl.deployment.policy import load_stacked
 from sorl.errors import InputError
@@ -47,7 +47,7 @@ from sorl.online import Plan, learn_online
 from sorl.report.page import write_report
 from sorl.runs import Run
 from sorl.training import train
-from sorl.types import Budget
+from sorl.types import Budget, Spec
 
 pytestmark = pytest.mark.optimised
 
@@ -494,7 +494,12 @@ def test_bad_input_is_one_sentence_and_writes_nothing(
 
 @pytest.mark.usefixtures("scripted")
 def test_parents_that_cannot_be_learnt_on_from(
-    parent: Path, tiny: Callable[..., Any], data: Path, whole: Path, tmp_path: Path
+    parent: Path,
+    tiny: Callable[..., Any],
+    data: Path,
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with pytest.raises(InputError, match="There is no run in"):
         jobs.finetune(tmp_path / "none", tmp_path / "out", settings())
@@ -522,8 +527,33 @@ def test_parents_that_cannot_be_learnt_on_from(
     with pytest.raises(InputError, match=r"trained on task\(s\) 3, not on task 2 of"):
         jobs.finetune(other, tmp_path / "none", settings(environment=f"{maze}-task2-v0"))
     # A run of fine-tuning can be fine-tuned again.
+    begun_at: list[int] = []
+    begin = Collector.begin
+
+    def recorded(collector: Collector, first: int = 0) -> None:
+        begun_at.append(first)
+        begin(collector, first)
+
+    monkeypatch.setattr(Collector, "begin", recorded)
     again = jobs.finetune(run.path, tmp_path / "again", settings(), quiet=True)
+    assert begun_at == [settings().steps]
+    once_more = jobs.finetune(again.path, tmp_path / "once more", settings(), quiet=True)
+    assert begun_at == [settings().steps, 2 * settings().steps]
+    assert once_more.config["finetuning"]["parent"]["acted"] == 2 * settings().steps
     assert {row["update"] for row in again.evaluations()} == {LAST, LAST + 12, LAST + 24}
+
+
+def test_rows_that_do_not_fit_into_the_memory_are_refused_before_anything_is_written(
+    parent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = settings().plan(Budget(1, 1))
+    replay = Replay.empty(Spec(3, 2), members=2, capacity=plan.steps, environments=1)
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(replay))
+    assert Replay.bytes_of(Spec(3, 2), members=2, capacity=plan.steps) == size
+    monkeypatch.setattr("sorl.jobs.finetuning.memory", lambda: 100)
+    with pytest.raises(InputError, match="of memory: make fewer steps"):
+        jobs.finetune(parent, tmp_path / "out", settings())
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.usefixtures("scripted")
@@ -612,7 +642,9 @@ class Witness(AbstractAlgorithm[Any]):
         return Tenths()
 
 
-def witnessed(plan: Plan, chunk: int, batch_size: int = 512) -> tuple[list[Snapshot], Scripted]:
+def witnessed(
+    plan: Plan, chunk: int, batch_size: int = 512, acted: int = 0
+) -> tuple[list[Snapshot], Scripted]:
     algorithm = Witness()
     members = members_of((0,), (3, 1, 2))
     dataset = probes.bandit(np.zeros((2 * probes.EPISODES, 2)), np.zeros(2 * probes.EPISODES))
@@ -625,6 +657,7 @@ def witnessed(plan: Plan, chunk: int, batch_size: int = 512) -> tuple[list[Snaps
         plan,
         members=members,
         first=50,
+        acted=acted,
         start=(50, begun(state, dataset.spec, plan, collector.episodes)),
         batch_size=batch_size,
         chunk=chunk,
@@ -660,6 +693,10 @@ def test_members_see_their_own_rows_and_all_of_them_so_far() -> None:
     # No two of a round's actions are the same draw, nor those of two rounds.
     acted = np.stack(collector.acted).reshape(-1, 2)
     assert len(np.unique(acted, axis=0)) == len(acted) == 12 * 3 * 2
+    # Nor those of a run that learns on from this one.
+    _, later = witnessed(plan, chunk=6, acted=plan.steps)
+    both = np.concatenate([acted, np.stack(later.acted).reshape(-1, 2)])
+    assert len(np.unique(both, axis=0)) == len(both)
 
 
 def test_acting_spends_its_budget_and_adds_normal_noise_within_the_range() -> None:

@@ -228,6 +228,13 @@ def test_a_metric_s_point_without_a_neighbour_is_seen() -> None:
     assert marks([0.5, np.nan, 0.7, np.nan, 0.1]) - marks([0.5, 0.6, 0.7, 0.4, 0.1]) == 3
 
 
+@pytest.mark.skipif(sys.platform == "darwin", reason="names of files are text there")
+def test_a_name_that_is_no_text_is_told_as_far_as_it_is(tmp_path: Path) -> None:
+    page = page_of(make_run(tmp_path / "odd\udcff"))
+    check_figures(page)
+    assert "odd?" in page.text
+
+
 def test_odd_names_are_escaped(tmp_path: Path) -> None:
     odd = '<script>alert(1)<b>&amp;"$x$ | 日本\n'
     run = make_run(

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import shutil
 import struct
 import subprocess
@@ -368,6 +369,8 @@ def test_tensorboard_gets_every_number(tmp_path: Path) -> None:
     pytest.importorskip("tensorboardX")
     with Recorder(tmp_path, CONFIG) as recorder:
         recorder.record("metrics", [metric(1, loss=np.float32(0.5), note="text")])
+        # What is not known is left out: TensorBoard's writer would warn of it on every row.
+        recorder.record("metrics", [metric(1, unknown=math.nan, diverged=-math.inf)])
         recorder.record("evaluations", [metric(2, budget="4x8", success=1.0)])
     (file,) = (tmp_path / "tensorboard").iterdir()
     assert file.name.startswith("events.out.tfevents.")

@@ -30,7 +30,7 @@ class Episodes(NamedTuple):
     """The episodes that are running: what brings them back.
 
     Attributes:
-        number: how many episodes the environment has begun before, int64 `[members, environments]`.
+        number: of the episode, which decides its start, int64 `[members, environments]`.
         length: steps made in this one, int64 `[members, environments]`.
         actions: these steps' actions in the units of the environment, float32
             `[members, environments, max_episode_steps, action_size]`.
@@ -130,9 +130,13 @@ class Collector:
         """What members see now, as networks see it: float32 `[members, environments, size]`."""
         return self._seen(self._episodes.observation)
 
-    def begin(self) -> None:
-        """Start the first episode everywhere."""
-        self._episodes.number[:] = 0
+    def begin(self, first: int = 0) -> None:
+        """Start the first episode everywhere.
+
+        Args:
+            first: its number, where earlier acting of the same members has had those below.
+        """
+        self._episodes.number[:] = first
         self._start(self._places)
 
     def restore(self, episodes: Episodes) -> list[tuple[int, int]]:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
+import os
+from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from sorl import files
 from sorl.deployment.storage import policy_folder, read_policy, saved_members
@@ -23,8 +28,9 @@ def film_run(run: Run) -> Path | None:
     """Render the first member's policy as `media/rollout-<budget>-<update>.gif`.
 
     The budget is the one with the best mean success at the last evaluation. A run without an
-    environment, without a policy, or on a machine that cannot render or make the environment has no
-    film: a report does without, and a warning says why where it is the machine.
+    environment, without a policy, in a folder that cannot be written, or on a machine that cannot
+    render or make the environment has no film: a report does without, and a warning says why where
+    it is the folder or the machine.
 
     Returns:
         The film's path, or None.
@@ -46,16 +52,29 @@ def film_run(run: Run) -> Path | None:
     if path.exists():
         return path
     try:
-        frames = rollout_frames(saved.module, member, environment, budget, size=SIZE, every=2)
+        with files.explained("write", path):  # before it is drawn
+            if not os.access(path.parent if path.parent.exists() else run.path, os.W_OK):
+                raise PermissionError(errno.EACCES, "not permitted")
+        frames = rollout_frames(
+            saved.module, member, environment, budget, size=SIZE, every=2, most=MAX_FRAMES
+        )
+        if not frames:
+            return None
+        with files.explained("write", path):
+            path.parent.mkdir(exist_ok=True)
+            for old in path.parent.glob("rollout-*.gif"):
+                old.unlink()
+        files.write_bytes(path, _gif(frames))
     except (InputError, WorkerError) as error:
         _logger.warning("No film of %s: %s", run.path, str(error).splitlines()[-1])
         return None
-    if not frames:
-        return None
+    return path
+
+
+def _gif(frames: Sequence[np.ndarray]) -> bytes:
     from PIL import Image
 
-    stride = -(-len(frames) // MAX_FRAMES)
-    pictures = [Image.fromarray(frame).quantize(64) for frame in frames[::stride]]
+    pictures = [Image.fromarray(frame).quantize(64) for frame in frames]
     content = io.BytesIO()
     pictures[0].save(
         content,
@@ -66,12 +85,7 @@ def film_run(run: Run) -> Path | None:
         loop=0,
         optimize=True,
     )
-    with files.explained("write", path):
-        path.parent.mkdir(exist_ok=True)
-        for old in path.parent.glob("rollout-*.gif"):
-            old.unlink()
-    files.write_bytes(path, content.getvalue())
-    return path
+    return content.getvalue()
 
 
 def _best_budget(run: Run) -> Budget | None:

@@ -113,7 +113,7 @@ def stratified_levels(rows: int, levels: int) -> Int[Array, " rows"]:
     """Assign the levels κ = 0..levels-1 to rows in equal shares (the first get the remainder).
 
     The rows of a batch are random, so this is stratified sampling of κ. For 256 rows and 3
-    levels: 86 rows of κ = 0, 85 of κ = 1, 85 of κ = 2.
+    levels: 86 rows of κ = 0, 85 of κ = 1, 85 of κ = 2. Of more levels than rows some get none.
     """
     return jnp.arange(rows, dtype=jnp.int32) * levels // rows
 

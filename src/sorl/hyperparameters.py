@@ -7,9 +7,43 @@ from __future__ import annotations
 
 import math
 import typing
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
+
+import numpy as np
 
 from sorl.errors import InputError
+
+
+def make_plain(algorithm: object) -> None:
+    """Give every field a plain Python value of its type: no lists, no numbers of NumPy's.
+
+    Compiled programs are told apart by these values, and files hold them as JSON.
+
+    Raises:
+        InputError: a value of another type, such as a fraction where a whole number belongs.
+    """
+    for name, kind in typing.get_type_hints(type(algorithm)).items():
+        if typing.get_origin(kind) is not ClassVar:
+            plain = _plain(f"{_place(algorithm, name)}", kind, getattr(algorithm, name))
+            object.__setattr__(algorithm, name, plain)
+
+
+def _plain(place: str, kind: Any, value: Any) -> Any:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if typing.get_origin(kind) is tuple:
+        if isinstance(value, list | tuple | np.ndarray):
+            return tuple(_plain(place, typing.get_args(kind)[0], entry) for entry in value)
+        raise InputError(f"{place}={value!r} must be several values, such as (256, 256).")
+    for wanted, possible, what in (
+        (bool, bool, "True or False"),
+        (int, int, "a whole number"),
+        (float, int | float, "a number"),
+    ):
+        fits = isinstance(value, possible) and (kind is bool) == isinstance(value, bool)
+        if kind is wanted and not fits:
+            raise InputError(f"{place}={value!r} must be {what}.")
+    return value
 
 
 def check_positive(algorithm: object, *names: str) -> None:
@@ -33,6 +67,13 @@ def check_power_of_two(algorithm: object, *names: str) -> None:
             raise InputError(
                 f"{_place(algorithm, name)}={value} must be a power of two: 1, 2, 4, 8, ..."
             )
+
+
+def check_rate(algorithm: object, name: str = "target_rate") -> None:
+    """Raise `InputError` unless the field is a share to move by, in (0, 1]."""
+    value = getattr(algorithm, name)
+    if not 0 < value <= 1:
+        raise InputError(f"{_place(algorithm, name)}={value} must be above 0 and at most 1.")
 
 
 def check_discount(algorithm: object, name: str = "discount") -> None:

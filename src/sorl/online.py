@@ -122,6 +122,7 @@ def learn_online(
     start: tuple[int, TrainingState],
     batch_size: int,
     chunk: int,
+    acted: int = 0,
     stopping: Callable[[], bool] = lambda: False,
 ) -> Iterator[Snapshot]:
     """Act and learn; yield a snapshot after every `chunk` updates and after the last.
@@ -141,6 +142,7 @@ def learn_online(
         start: updates done, and the state after them with its `Online`.
         batch_size: rows of one batch.
         chunk: updates between two snapshots, a multiple of those of a round.
+        acted: steps that these members made in runs before, whose noise is not drawn again.
         stopping: whether to give up before the first update. The state is then that of `start`.
     """
     # The rows made so far belong to the members, too, and must not be copied at every step.
@@ -169,7 +171,7 @@ def learn_online(
             state.algorithm,
             collector.observations,
             acting_keys,
-            jnp.int32(steps),
+            jnp.int32(acted + steps),
         )
         rows = collector.step(np.asarray(actions))
         size = jnp.int32(steps)

@@ -44,6 +44,14 @@ def cores() -> int:
         return os.cpu_count() or 1
 
 
+def memory() -> int | None:
+    """Bytes of this machine's memory; None where the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
 def cpu() -> Any:
     """The device of JAX that this machine's processor is.
 

@@ -6,13 +6,12 @@ import datetime
 import functools
 import hashlib
 import importlib.metadata
-import os
 import platform
 from pathlib import Path
 from typing import Any
 
 import sorl
-from sorl.platform import cores
+from sorl.platform import cores, memory
 
 LIBRARIES = (
     "sorl",
@@ -80,8 +79,5 @@ def processor() -> str:
 
 
 def _memory_gib() -> float | None:
-    try:
-        size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError):
-        return None
-    return round(size / 2**30, 1)
+    size = memory()
+    return None if size is None else round(size / 2**30, 1)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import math
 import os
 import socket
 import time
@@ -191,8 +192,9 @@ def _place(table: str, row: Mapping[str, Any]) -> str:
 
 
 def _numbers(row: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """What dashboards can draw; of what is not known, such as a mean of no episodes, they warn."""
     return [
         (name, float(value))
         for name, value in row.items()
-        if name not in _COORDINATES and not isinstance(value, str)
+        if name not in _COORDINATES and not isinstance(value, str) and math.isfinite(value)
     ]

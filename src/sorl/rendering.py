@@ -37,6 +37,7 @@ def rollout_frames(
     episode: int = 0,
     size: int = 240,
     every: int = 1,
+    most: int | None = None,
     max_episode_steps: int | None = None,
     on_problem: Callable[[str], None] = _logger.warning,
 ) -> list[np.ndarray] | None:
@@ -53,6 +54,8 @@ def rollout_frames(
         episode: number of the episode, from 0.
         size: width and height in pixels, for OGBench's environments.
         every: keep each `every`-th frame; the first and the last are kept always.
+        most: of more frames every other one is dropped, and `every` is doubled, so that a long
+            episode takes no longer to draw than a short one by much; at least 2, None for all.
         max_episode_steps: cut the episode off earlier than the environment does.
         on_problem: called with one sentence if there are no pictures; logs a warning by default.
 
@@ -62,8 +65,8 @@ def rollout_frames(
     Raises:
         InputError: see `sorl.evaluation.evaluate`; also where `size` or `every` is below 1.
     """
-    if size < 1 or every < 1:
-        raise InputError(f"size={size} and every={every} must both be at least 1.")
+    if size < 1 or every < 1 or (most is not None and most < 2):
+        raise InputError(f"{size=} and {every=} must both be at least 1, and {most=} at least 2.")
     inference.check_budgets(policy, [budget])
     name = environment_id(environment, member.task)
     start = episode_seed(seed, member.task, episode)
@@ -83,12 +86,15 @@ def rollout_frames(
                 actor.prepare(vector.sizes)
                 actor.check_range(vector.sizes)
                 record = vector.reset(0, name, start)
-                frames = [vector.frame(0)]
+                frames, stride = [vector.frame(0)], every
                 while not record["done"]:
                     clock = np.asarray([(episode, record["length"])])
                     record = vector.step(0, actor(vector.observations([0]), clock)[0])
-                    if record["done"] or record["length"] % every == 0:
+                    if record["done"] or record["length"] % stride == 0:
                         frames.append(vector.frame(0))
+                    if most is not None and len(frames) > most:
+                        frames = [*frames[:-1:2], frames[-1]] if record["done"] else frames[::2]
+                        stride *= 2
                 return frames
         except WorkerError as error:
             way = variables.get("MUJOCO_GL", os.environ.get("MUJOCO_GL", "the default"))

@@ -30,7 +30,12 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from sorl import gaussian
 from sorl.algorithm import AbstractAlgorithm, Metrics
 from sorl.gaussian import DirectActor, GaussianPolicy
-from sorl.hyperparameters import check_layers, check_not_negative, check_positive
+from sorl.hyperparameters import (
+    check_layers,
+    check_not_negative,
+    check_positive,
+    make_plain,
+)
 from sorl.optim import adam, minimise
 from sorl.types import Budget, Spec, Transition
 
@@ -62,6 +67,7 @@ class BC(AbstractAlgorithm[BCState]):
 
     def __post_init__(self) -> None:
         """Check what the equations assume."""
+        make_plain(self)
         check_layers(self, "hidden")
         check_positive(self, "learning_rate")
         check_not_negative(self, "sampling_std")

@@ -50,6 +50,8 @@ from sorl.hyperparameters import (
     check_layers,
     check_not_negative,
     check_positive,
+    check_rate,
+    make_plain,
 )
 from sorl.losses import Aggregation, normalised_q_loss
 from sorl.nn import ActionNetwork, Critic
@@ -136,6 +138,7 @@ class CAC(AbstractAlgorithm[CACState]):
 
     def __post_init__(self) -> None:
         """Check what the equations assume."""
+        make_plain(self)
         check_not_negative(self, "q_loss_coef")
         check_at_least(self, 1, "sampling_steps")
         if self.noise_levels < self.sampling_steps + 1:
@@ -146,7 +149,8 @@ class CAC(AbstractAlgorithm[CACState]):
         check_choices(self)
         check_discount(self)
         check_layers(self, "hidden")
-        check_positive(self, "learning_rate", "target_rate")
+        check_positive(self, "learning_rate")
+        check_rate(self)
 
     @property
     def own_budget(self) -> Budget:

@@ -48,6 +48,8 @@ from sorl.hyperparameters import (
     check_layers,
     check_not_negative,
     check_positive,
+    check_rate,
+    make_plain,
 )
 from sorl.losses import Aggregation, advantage_weights, aggregate
 from sorl.nn import ActionNetwork, ValueNetwork
@@ -96,12 +98,14 @@ class FAWAC(AbstractAlgorithm[FAWACState]):
 
     def __post_init__(self) -> None:
         """Check what the equations assume."""
+        make_plain(self)
         check_not_negative(self, "inverse_temperature")
         check_at_least(self, 1, "flow_steps")
         check_choices(self)
         check_discount(self)
         check_layers(self, "hidden")
-        check_positive(self, "learning_rate", "target_rate")
+        check_positive(self, "learning_rate")
+        check_rate(self)
 
     @property
     def own_budget(self) -> Budget:

@@ -53,6 +53,8 @@ from sorl.hyperparameters import (
     check_layers,
     check_not_negative,
     check_positive,
+    check_rate,
+    make_plain,
 )
 from sorl.losses import Aggregation, aggregate, normalised_q_loss
 from sorl.nn import ActionNetwork, Critic
@@ -149,13 +151,15 @@ class FQL(AbstractAlgorithm[FQLState]):
 
     def __post_init__(self) -> None:
         """Check what the equations assume."""
+        make_plain(self)
         check_not_negative(self, "distillation_coef")
         check_at_least(self, 1, "flow_steps")
         check_choices(self)
         check_discount(self)
         check_layers(self, "hidden")
         check_layers(self, "actor_hidden", may_be_empty=True)
-        check_positive(self, "learning_rate", "target_rate")
+        check_positive(self, "learning_rate")
+        check_rate(self)
 
     def init(self, spec: Spec, *, key: PRNGKeyArray) -> FQLState:
         """Fresh networks; the target starts as a copy."""

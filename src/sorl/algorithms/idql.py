@@ -46,6 +46,8 @@ from sorl.hyperparameters import (
     check_discount,
     check_layers,
     check_positive,
+    check_rate,
+    make_plain,
 )
 from sorl.implicit_q import ImplicitQ
 from sorl.losses import Aggregation
@@ -132,11 +134,13 @@ class IDQL(AbstractAlgorithm[IDQLState]):
 
     def __post_init__(self) -> None:
         """Check what the equations assume."""
+        make_plain(self)
         check_at_least(self, 1, "diffusion_steps")
         check_between_0_and_1(self, "expectile")
         check_discount(self)
         check_layers(self, "hidden")
-        check_positive(self, "learning_rate", "target_rate")
+        check_positive(self, "learning_rate")
+        check_rate(self)
 
     @property
     def own_budget(self) -> Budget:

@@ -39,6 +39,8 @@ from sorl.hyperparameters import (
     check_discount,
     check_layers,
     check_positive,
+    check_rate,
+    make_plain,
 )
 from sorl.implicit_q import ImplicitQ
 from sorl.nn import ActionNetwork
@@ -82,10 +84,12 @@ class IFQL(AbstractAlgorithm[IFQLState]):
 
     def __post_init__(self) -> None:
         """Check what the equations assume."""
+        make_plain(self)
         check_between_0_and_1(self, "expectile")
         check_discount(self)
         check_layers(self, "hidden")
-        check_positive(self, "learning_rate", "target_rate")
+        check_positive(self, "learning_rate")
+        check_rate(self)
 
     def init(self, spec: Spec, *, key: PRNGKeyArray) -> IFQLState:
         """Fresh networks; the target starts as a copy."""

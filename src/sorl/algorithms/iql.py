@@ -48,6 +48,8 @@ from sorl.hyperparameters import (
     check_layers,
     check_not_negative,
     check_positive,
+    check_rate,
+    make_plain,
 )
 from sorl.implicit_q import ImplicitQ
 from sorl.losses import advantage_weights
@@ -97,11 +99,13 @@ class IQL(AbstractAlgorithm[IQLState]):
 
     def __post_init__(self) -> None:
         """Check what the equations assume."""
+        make_plain(self)
         check_not_negative(self, "inverse_temperature", "sampling_std")
         check_between_0_and_1(self, "expectile")
         check_discount(self)
         check_layers(self, "hidden")
-        check_positive(self, "learning_rate", "target_rate")
+        check_positive(self, "learning_rate")
+        check_rate(self)
 
     def init(self, spec: Spec, *, key: PRNGKeyArray) -> IQLState:
         """Fresh networks; the target starts as a copy."""

@@ -49,6 +49,8 @@ from sorl.hyperparameters import (
     check_layers,
     check_not_negative,
     check_positive,
+    check_rate,
+    make_plain,
 )
 from sorl.losses import aggregate, critic_loss, normalised_q_loss, td_target
 from sorl.nn import Critic
@@ -115,12 +117,14 @@ class ReBRAC(AbstractAlgorithm[ReBRACState]):
 
     def __post_init__(self) -> None:
         """Check what the equations assume."""
+        make_plain(self)
         check_not_negative(self, "actor_penalty", "critic_penalty", "sampling_std")
         check_not_negative(self, "target_noise", "target_noise_clip")
         check_discount(self)
         check_at_least(self, 1, "policy_delay")
         check_layers(self, "hidden")
-        check_positive(self, "learning_rate", "target_rate")
+        check_positive(self, "learning_rate")
+        check_rate(self)
 
     def init(self, spec: Spec, *, key: PRNGKeyArray) -> ReBRACState:
         """Fresh networks; targets start as copies."""

@@ -61,6 +61,8 @@ from sorl.hyperparameters import (
     check_not_negative,
     check_positive,
     check_power_of_two,
+    check_rate,
+    make_plain,
 )
 from sorl.layers import shortened
 from sorl.losses import (
@@ -234,6 +236,7 @@ class SORL(AbstractAlgorithm[SORLState]):
 
     def __post_init__(self) -> None:
         """Check what the equations assume."""
+        make_plain(self)
         check_power_of_two(self, "discretization", "backprop_steps")
         if self.backprop_steps > self.discretization:
             raise InputError(
@@ -244,7 +247,8 @@ class SORL(AbstractAlgorithm[SORLState]):
         check_discount(self)
         check_layers(self, "hidden")
         check_layers(self, "actor_hidden", may_be_empty=True)
-        check_positive(self, "learning_rate", "max_gradient_norm", "target_rate")
+        check_positive(self, "learning_rate", "max_gradient_norm")
+        check_rate(self)
         check_not_negative(self, "q_loss_coef", "flow_matching_coef", "self_consistency_coef")
 
     def init(self, spec: Spec, *, key: PRNGKeyArray) -> SORLState:

@@ -65,6 +65,8 @@ from sorl.hyperparameters import (
     check_layers,
     check_not_negative,
     check_positive,
+    check_rate,
+    make_plain,
 )
 from sorl.implicit_q import ImplicitQ
 from sorl.losses import aggregate, normalised_q_loss
@@ -125,12 +127,14 @@ class SRPO(AbstractAlgorithm[SRPOState]):
 
     def __post_init__(self) -> None:
         """Check what the equations assume."""
+        make_plain(self)
         check_not_negative(self, "sampling_std")
         check_between_0_and_1(self, "expectile")
         check_choices(self)
         check_discount(self)
         check_layers(self, "hidden")
-        check_positive(self, "temperature", "learning_rate", "target_rate")
+        check_positive(self, "temperature", "learning_rate")
+        check_rate(self)
 
     def init(self, spec: Spec, *, key: PRNGKeyArray) -> SRPOState:
         """Fresh networks; the target starts as a copy."""

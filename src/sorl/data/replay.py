@@ -79,6 +79,12 @@ class Replay(eqx.Module):
             environments=environments,
         )
 
+    @staticmethod
+    def bytes_of(spec: Spec, *, members: int, capacity: int) -> int:
+        """What room for so many rows takes."""
+        numbers = 2 * spec.observation_size + spec.action_size + 1
+        return members * capacity * (4 * numbers + 2)
+
     def insert(self, rows: Rows, size: Int[Array, ""]) -> Replay:
         """The replay with one more round behind the `size` rows that every member has."""
         columns = (

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import equinox as eqx
+import jax
 
 from sorl.collection import Episodes
 from sorl.data.replay import Replay
@@ -17,6 +18,7 @@ from sorl.errors import InputError
 from sorl.jobs.job import Job, job_of
 from sorl.members import TrainingState, initial_state, members_of
 from sorl.online import Online, Plan
+from sorl.platform import memory
 from sorl.types import Budget, Spec
 
 FINETUNING = "finetuning"
@@ -135,12 +137,15 @@ class Origin:
         update: its update that fine-tuning began with.
         checkpoint: SHA-256 over the digests of that checkpoint's files.
         environment: the parent's environment, by which its data are looked up and labelled.
+        acted: steps that each member made in fine-tunings before, whose starts and noise are not
+            drawn again.
     """
 
     path: str
     update: int
     checkpoint: str
     environment: str | None
+    acted: int = 0
 
 
 def section_of(plan: Plan, origin: Origin, sizes: Sizes) -> dict[str, Any]:
@@ -192,6 +197,20 @@ def begun(state: TrainingState, spec: Spec, plan: Plan, episodes: Episodes) -> T
     """The state that fine-tuning begins with: a parent's, no rows, and the first episodes."""
     replay = _empty_replay(spec, plan, state.alive.shape[0])
     return state._replace(online=Online(replay, episodes))
+
+
+def check_room(spec: Spec, plan: Plan, members: int) -> None:
+    """Raise `InputError` where the rows that are to be made do not fit into the memory."""
+    wanted = Replay.bytes_of(spec, members=members, capacity=plan.steps)
+    devices = jax.local_devices()
+    own = devices[0].memory_stats()  # None of a CPU, whose devices share the machine's memory
+    room = len(devices) * own["bytes_limit"] if own else memory()
+    if room is not None and wanted > room:
+        raise InputError(
+            f"{plan.steps:,} steps of {members} tasks and seeds take {wanted / 1e9:,.0f} GB, and "
+            f"there are {room / 1e9:,.0f} GB of memory: make fewer steps, or fine-tune fewer tasks "
+            "and seeds at a time."
+        )
 
 
 def absolute(path: Path | str) -> str:

@@ -25,6 +25,7 @@ from sorl.jobs.finetuning import (
     Origin,
     absolute,
     begun,
+    check_room,
     like_of,
     read_section,
     section_of,
@@ -88,6 +89,7 @@ def finetune(
         update=int(metadata["update"]),
         checkpoint=checkpoint.digest(parent.checkpoints, int(metadata["update"])),
         environment=_data_environment(parent, job),
+        acted=_acted(parent),
     )
     if origin.update != first:  # the newest was damaged, and has warned
         own = finetuning.job(job, origin.update, plan, servable_budgets(algorithm))
@@ -98,6 +100,7 @@ def finetune(
     dataset = load_dataset(origin.environment, data=own.data, tasks=job.tasks)
     check_fingerprint(parent, own.data or origin.environment, dataset, fingerprint)
     members = members_of(dataset.tasks, own.seeds)
+    check_room(dataset.spec, plan, len(members))
     with _collector(own, environment, members, plan, dataset, parent) as collector:
         section = section_of(plan, origin, collector.sizes)
         new = Run.create(out, {**config_of(algorithm, own, dataset), FINETUNING: section})
@@ -156,7 +159,7 @@ def _work(
             if sentence := _other_rewards(origin.environment, job):
                 work.run.append_event(first, sentence)
                 work.display.say(sentence)
-            collector.begin()
+            collector.begin(origin.acted)  # each step of those before began one episode at most
             start = first, begun(parent, dataset.spec, plan, collector.episodes)
             work.milestones.save(*start, milestone=True)
             work.milestones.evaluate(*start)
@@ -170,6 +173,7 @@ def _work(
             plan,
             members=members,
             first=first,
+            acted=origin.acted,
             start=start,
             batch_size=job.batch_size,
             chunk=job.log_every,
@@ -260,6 +264,14 @@ def _environment(job: Job, before: Job, parent: Run) -> str:
             f"{name.task} of {job.environment}: name its own environment with --env."
         )
     return job.environment
+
+
+def _acted(parent: Run) -> int:
+    """Steps that each member has made in the parent and in those before it."""
+    if FINETUNING not in parent.config:
+        return 0
+    plan, origin, _ = read_section(parent.config)
+    return origin.acted + plan.steps
 
 
 def _data_environment(parent: Run, job: Job) -> str | None:

@@ -250,7 +250,9 @@ def _metrics(rows: Sequence[Row]) -> Metrics:
 
 def _unique_names(paths: Sequence[Path]) -> list[str]:
     """The shortest ends of the paths that tell the runs apart; numbered where nothing does."""
-    parts = [path.absolute().resolve().parts for path in paths]
+    # A name may hold bytes that are no text, which no page can.
+    resolved = (str(path.absolute().resolve()) for path in paths)
+    parts = [Path(text.encode(errors="replace").decode()).parts for text in resolved]
     names = [part[-1] for part in parts]
     for depth in range(2, max(map(len, parts), default=1) + 1):
         if len(set(names)) == len(names):

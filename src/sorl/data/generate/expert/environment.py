@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import gymnasium
@@ -9,6 +10,7 @@ import numpy as np
 import ogbench.online_locomotion  # noqa: F401 (registers the environments)
 from ogbench.online_locomotion.wrappers import DMCHumanoidXYWrapper, GymXYWrapper
 
+from sorl import graphics
 from sorl.data.generate.protocols import ExpertProtocol
 from sorl.errors import InputError
 
@@ -21,17 +23,20 @@ def make_expert_environment(protocol: ExpertProtocol) -> gymnasium.Env[Any, Any]
     """
     # The ball's environment draws a picture when it is made.
     try:
+        if protocol.draws:
+            os.environ.update(graphics.working())
         environment = gymnasium.make(
             protocol.environment.replace("-xy", ""),
             disable_env_checker=True,
             render_mode="rgb_array" if protocol.draws else None,
         )
+    except InputError:
+        raise
     except Exception as error:
         if not protocol.draws:
             raise
         raise InputError(
-            f"{protocol.environment} cannot be made, because it draws a picture at once ({error}): "
-            "install a driver for OpenGL without a screen and set MUJOCO_GL=egl."
+            f"{protocol.environment} cannot be made, because it draws a picture at once ({error})."
         ) from error
     if "-xy" in protocol.environment:
         wrapper = DMCHumanoidXYWrapper if "humanoid" in protocol.environment else GymXYWrapper
