@@ -17,7 +17,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import sorl
 from sorl import files, provenance, tables
 from sorl.errors import InputError
 from sorl.recorder import DashboardWarning, Recorder
@@ -348,10 +347,10 @@ def test_provenance_is_complete_and_json() -> None:
 def test_the_source_tells_changed_code_apart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(Path(sorl.__file__).parent, tmp_path / "sorl")
+    shutil.copytree(Path(provenance.__file__).parent, tmp_path / "sorl")
     here = provenance.source()
     changed = tmp_path / "sorl" / "data" / "play.py"
-    monkeypatch.setattr(sorl, "__file__", str(tmp_path / "sorl" / "__init__.py"))
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "sorl" / "provenance.py"))
     source = provenance.source.__wrapped__  # what is there now, not what was at first
     assert source() == here
     changed.write_text("")

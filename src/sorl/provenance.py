@@ -10,7 +10,6 @@ import platform
 from pathlib import Path
 from typing import Any
 
-import sorl
 from sorl.platform import cores, memory
 
 LIBRARIES = (
@@ -48,7 +47,7 @@ def versions() -> dict[str, str]:
 @functools.cache
 def source() -> str:
     """Twelve digits that tell apart the code of one version: SHA-256 over sorl's Python files."""
-    folder = Path(sorl.__file__).parent
+    folder = Path(__file__).parent
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
         digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes() + b"\0")
