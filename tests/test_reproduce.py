@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import math
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -891,6 +893,24 @@ def test_the_results_of_one_scale_are_not_drawn_as_another(
     task = Reproduction(("figure1",), paper, tmp_path, tmp_path, tmp_path / "laptop")
     with pytest.raises(InputError, match="are of scale laptop, not paper"):
         redraw(task, "figure1")
+
+
+KEPT = Path(__file__).parents[1] / "results"
+
+
+@pytest.mark.parametrize(
+    "page",
+    sorted(path.parent for path in KEPT.glob("*/*/origin.json")),
+    ids=lambda page: str(page.relative_to(KEPT)),
+)
+def test_the_pages_in_the_repository_are_those_that_their_rows_make(
+    page: Path, tmp_path: Path
+) -> None:
+    copied = Path(shutil.copytree(page, tmp_path / page.name))
+    origin = json.loads((page / "origin.json").read_text())
+    size = scale(origin["scale"]).narrowed(tuple(origin.get("only", ())))
+    results.draw(copied, page.name, experiment(page.name), size)
+    assert (copied / "README.md").read_text() == (page / "README.md").read_text()
 
 
 def test_results_of_one_scale_do_not_take_the_place_of_another_s(

@@ -125,8 +125,9 @@ def _stopped(rows: Rows) -> list[str]:
     Where a whole run did, its last evaluation came before those of the others.
     """
     found = []
-    end = max((row["update"] for row in rows.rows), default=0)
-    for row in rows.where(stopped=1).rows:
+    stopped = rows.where(stopped=1).rows
+    end = max(row["update"] for row in rows.rows) if stopped else 0  # measurements have no updates
+    for row in stopped:
         mine = rows.where(method=row["method"])
         places = {"task": "task", "seed": "seed"}
         for column, word in (("backprop_steps", "M^BTT"), ("actor_width", "units")):
