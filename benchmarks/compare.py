@@ -93,10 +93,13 @@ def main() -> None:
                             found.append(rate(checkout, case))
                     before, after = map(statistics.median, rates)
                     apart = min(rates[1]) > max(rates[0]) or max(rates[1]) < min(rates[0])
+                    told = "a change" if apart else "within the noise"
+                    if arguments.rounds == 1:
+                        told = "one round tells no change from noise"
                     network = f"{len(hidden)} x {hidden[0]}"
                     print(
                         f"{name:>10} {network:>8} {seeds:>5} {before:>9.2f} {after:>9.2f}  "
-                        f"{after / before:.3f}  {'a change' if apart else 'within the noise'}",
+                        f"{after / before:.3f}  {told}",
                         flush=True,
                     )
     finally:

@@ -52,6 +52,26 @@ def test_a_replacement_that_fails_leaves_the_earlier_folder(
     assert os.listdir(folder.parent) == [folder.name]
 
 
+def test_a_folder_that_has_its_name_stays_whatever_comes_after(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync = files._sync_folder
+
+    def fails(path: Path) -> None:
+        if path == folder.parent:
+            raise OSError
+        sync(path)
+
+    monkeypatch.setattr(files, "_sync_folder", fails)
+    with pytest.raises(OSError):  # noqa: PT011 (of no kind)
+        replace(folder, "new")
+    assert content(folder) == "new"
+    monkeypatch.undo()
+    files.remove_leftovers(folder.parent)
+    assert content(folder) == "new"
+    assert os.listdir(folder.parent) == [folder.name]
+
+
 @pytest.mark.parametrize("cleaned", [True, False])
 def test_what_a_kill_between_the_two_names_left_is_brought_back(
     cleaned: bool, folder: Path

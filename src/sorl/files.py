@@ -79,9 +79,9 @@ def read_json(path: Path) -> dict[str, Any]:
 def new_folder(path: Path) -> Iterator[Path]:
     """Give an empty folder to fill; when the block ends it becomes `path`, whole.
 
-    An earlier `path` is replaced. When anything fails, the new folder vanishes and the earlier one
-    stays; after a kill between its removal and the new one's naming, the next call or
-    `remove_leftovers` brings it back. One process at a time may write a given `path`.
+    An earlier `path` is replaced. When anything fails before the new folder has its name, it
+    vanishes and the earlier one stays; after a kill between the two, the next call or
+    `remove_leftovers` brings the earlier one back. One process at a time may write a given `path`.
     """
     temporary, replaced = (path.with_name(prefix + path.name) for prefix in (_SAVING, _REPLACED))
     shutil.rmtree(temporary, ignore_errors=True)
@@ -95,11 +95,11 @@ def new_folder(path: Path) -> Iterator[Path]:
         if path.exists():
             os.rename(path, replaced)
         os.rename(temporary, path)
-        _sync_folder(path.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         _bring_back(replaced, path)
         raise
+    _sync_folder(path.parent)
     shutil.rmtree(replaced, ignore_errors=True)
 
 
